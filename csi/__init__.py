@@ -1,0 +1,1 @@
+"""Control plane: the CSI services of the node plugin. Threads (gRPC); the only package that imports grpc."""

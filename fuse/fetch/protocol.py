@@ -1,0 +1,259 @@
+"""The messages of the fetcher.
+
+Two protocols. **Administration**: a holder of mounts (node plugin, `weightless mount`) or a command (`pull`, `inspect`, `cache`)
+connects to `fetcher.sock` in the cache directory and asks; every request has an `id` that its answer repeats; answers may come in
+any order. **Session**: a socket that an administrator hands over with `Attach`; a worker holds the other end, and may ask for
+the blobs of its table and nothing else. A blob is named by its index in the table.
+
+Closing the administration connection detaches all that it attached and takes back all that it granted.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from fuse.errors import Fault
+from fuse.filesystem.table import View
+from fuse.registry.access import Access
+
+VERSION: Final = 1
+SOCKET_NAME: Final = "fetcher.sock"
+BLOCK_BYTES: Final = 1024 * 1024
+"""The unit of presence, checksum and notification."""
+
+Priority = Literal["demand", "readahead", "background"]
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="op"):
+    pass
+
+
+# ---- administration: requests ----
+
+
+class Hello(_Message, frozen=True, kw_only=True, tag="hello"):
+    id: int
+    version: int = VERSION
+
+
+class Resolve(_Message, frozen=True, kw_only=True, tag="resolve"):
+    """Proves with `access`'s own credentials that the manifest may be pulled, and computes (or remembers) its inode table."""
+
+    id: int
+    reference: str
+    access: Access
+    view: View = View()
+
+
+class Attach(_Message, frozen=True, kw_only=True, tag="attach"):
+    """Serves the session socket (first descriptor) for the table (second descriptor, the encoded bytes)."""
+
+    id: int
+    mount: str
+
+
+class Grant(_Message, frozen=True, kw_only=True, tag="grant"):
+    """The blobs of `mount` may be fetched from `reference`'s repository with `access`; `grant` names this for `Revoke`."""
+
+    id: int
+    mount: str
+    grant: str
+    reference: str
+    access: Access
+
+
+class Revoke(_Message, frozen=True, kw_only=True, tag="revoke"):
+    id: int
+    mount: str
+    grant: str
+
+
+class Detach(_Message, frozen=True, kw_only=True, tag="detach"):
+    id: int
+    mount: str
+
+
+class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
+    """How much of a mount's blobs is in the cache."""
+
+    id: int
+    mount: str
+
+
+class CacheList(_Message, frozen=True, kw_only=True, tag="cache_list"):
+    id: int
+
+
+class CacheRemove(_Message, frozen=True, kw_only=True, tag="cache_remove"):
+    """Removes blobs by digest; all that no mount holds when `digests` is empty. A blob in use is refused (Conflict)."""
+
+    id: int
+    digests: tuple[str, ...] = ()
+
+
+class CacheVerify(_Message, frozen=True, kw_only=True, tag="cache_verify"):
+    """Reads blobs again and compares block checksums and, where complete, digests; damaged blocks are forgotten."""
+
+    id: int
+    digests: tuple[str, ...] = ()
+
+
+class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
+    """Gives up the request with this id, which then answers with a `Cancelled` fault."""
+
+    id: int
+
+
+Request = Hello | Resolve | Attach | Grant | Revoke | Detach | Progress | CacheList | CacheRemove | CacheVerify | Cancel
+
+# ---- administration: answers ----
+
+
+class Welcome(_Message, frozen=True, kw_only=True, tag="welcome"):
+    id: int
+    pid: int
+    version: int = VERSION
+
+
+class Done(_Message, frozen=True, kw_only=True, tag="done"):
+    id: int
+
+
+class Refused(_Message, frozen=True, kw_only=True, tag="refused"):
+    id: int
+    fault: Fault
+
+
+class Resolved(_Message, frozen=True, kw_only=True, tag="resolved"):
+    """Comes with one descriptor: a sealed memfd of the encoded table."""
+
+    id: int
+    digest: str
+    """Of the manifest that was chosen."""
+    reference: str
+    """Canonical, pinned to `digest`."""
+    media_type: str
+    table: str
+    """`table.identity` of the bytes."""
+    bytes_total: int
+    files: int
+
+
+class MountProgress(_Message, frozen=True, kw_only=True, tag="mount_progress"):
+    id: int
+    bytes_cached: int
+    bytes_total: int
+    bytes_fetched: int
+    """From registries, for this mount's blobs, since the fetcher started; requests that had to be repeated count again."""
+    requests: int
+    rate_bytes_per_s: float
+    """Over the last few seconds."""
+    verified_blobs: int
+    stalled_since: float | None = None
+    """Unix time since when nothing came although something was asked for; None when all is well."""
+    stalled_by: Fault | None = None
+    failed_by: Fault | None = None
+    """A fault that will not heal by itself (404, 403, a wrong digest)."""
+
+
+class CachedBlob(msgspec.Struct, frozen=True, kw_only=True):
+    digest: str
+    size: int
+    bytes_cached: int
+    complete: bool
+    verified: bool
+    pinned: bool
+    used_at: float
+    damaged_blocks: int = 0
+    """Filled in by `CacheVerify` only."""
+
+
+class CacheBlobs(_Message, frozen=True, kw_only=True, tag="cache_blobs"):
+    """One part of the answer to CacheList, CacheRemove (what was removed) or CacheVerify; `last` ends it."""
+
+    id: int
+    blobs: tuple[CachedBlob, ...]
+    last: bool
+
+
+Answer = Welcome | Done | Refused | Resolved | MountProgress | CacheBlobs
+
+# ---- sessions: from the worker ----
+
+
+class Open(_Message, frozen=True, kw_only=True, tag="open"):
+    """Asks for the cache files of a blob; answered by `Opened` or `Failed`."""
+
+    blob: int
+
+
+class Want(_Message, frozen=True, kw_only=True, tag="want"):
+    """Blocks that the reader needs (demand) or will need. Only demand is answered, by `Ready`, `Loan` or `Failed` block by
+    block; wanting what is there already answers at once."""
+
+    blob: int
+    first: int
+    count: int
+    priority: Priority
+
+
+class Damaged(_Message, frozen=True, kw_only=True, tag="damaged"):
+    """These blocks are marked present but do not match their checksum: forget them and fetch them anew when wanted."""
+
+    blob: int
+    first: int
+    count: int
+
+
+FromWorker = Open | Want | Damaged
+
+# ---- sessions: to the worker ----
+
+
+class Opened(_Message, frozen=True, kw_only=True, tag="opened"):
+    """Comes with two read-only descriptors, data and index (`fuse.cache.index`); with none when the blob cannot be cached (disk
+    full): then every block comes as a `Loan`."""
+
+    blob: int
+
+
+class Ready(_Message, frozen=True, kw_only=True, tag="ready"):
+    """These blocks are in the cache now."""
+
+    blob: int
+    first: int
+    count: int
+
+
+class Loan(_Message, frozen=True, kw_only=True, tag="loan"):
+    """A block that could not be cached: its bytes are the content of the one descriptor, a memfd."""
+
+    blob: int
+    block: int
+
+
+class Failed(_Message, frozen=True, kw_only=True, tag="failed"):
+    """These blocks cannot be had (the fault is permanent); `count` 0 means the whole blob, for `Open` too."""
+
+    blob: int
+    first: int
+    count: int
+    fault: Fault
+
+
+class Quarantined(_Message, frozen=True, kw_only=True, tag="quarantined"):
+    """The finished blob does not match its digest: whatever was read of it is suspect; serve none of it any more."""
+
+    blob: int
+    fault: Fault
+
+
+class Stalled(_Message, frozen=True, kw_only=True, tag="stalled"):
+    """Nothing comes although blocks are wanted; the reason, for the volume's condition. `fault` None: it flows again."""
+
+    fault: Fault | None = None
+
+
+ToWorker = Opened | Ready | Loan | Failed | Quarantined | Stalled

@@ -1,0 +1,127 @@
+"""The contract between the privileged side and a worker: what to mount, and the few messages they exchange.
+
+One SOCK_SEQPACKET socket a worker (`fuse.wire`). The privileged side sends `Start` first; the worker answers `Started` once the
+kernel's INIT is answered and requests are served, or `Broken`. The worker ends when the socket's peer is gone: it never
+outlives the process that could replace it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from typing import Final, Literal
+
+import msgspec
+
+from fuse.errors import Fault
+from fuse.filesystem.table import View
+
+VERSION: Final = 1
+
+Prefetch = Literal["full", "none"]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One artifact of a mount: the manifest's digest, the directory it appears in, and what of it is shown."""
+
+    digest: str
+    directory: str = ""
+    view: View = View()
+
+
+class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One FUSE file system. Mounts with the same `identity` are shared."""
+
+    parts: tuple[Part, ...]
+    table: str
+    """`fuse.filesystem.table.identity` of the inode table, whose bytes are handed over beside the spec."""
+    reference: str
+    """What the first user asked for, pinned; for people to read."""
+    prefetch: Prefetch = "full"
+    uid: int = 0
+    gid: int = 0
+    version: int = VERSION
+
+    @property
+    def identity(self) -> str:
+        return identity(self.parts)
+
+
+def identity(parts: tuple[Part, ...]) -> str:
+    """A short name, safe as a file name, of what is shown: equal for equal digests, directories and views."""
+    content = msgspec.json.encode(parts)
+    return base64.b32encode(hashlib.sha256(content).digest()[:15]).decode().lower()
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="op"):
+    pass
+
+
+# ---- to the worker ----
+
+
+class Start(_Message, frozen=True, kw_only=True, tag="start"):
+    """Comes with three descriptors: the FUSE device, a fetch session, the inode table's bytes."""
+
+    spec: MountSpec
+    init: bytes
+    """The kernel's FUSE_INIT message as it was read from the fresh device."""
+    reply: bytes = b""
+    """The reply that the first worker gave; empty when this is the first. With it, this is a takeover."""
+    uid: int | None = None
+    gid: int | None = None
+    """What to become before anything else is read; None keeps the user."""
+
+
+class NewSession(_Message, frozen=True, kw_only=True, tag="new_session"):
+    """Comes with one descriptor: a session with a new fetcher, the old one is gone. Ask again for what is outstanding."""
+
+
+class SetPrefetch(_Message, frozen=True, kw_only=True, tag="set_prefetch"):
+    prefetch: Prefetch
+
+
+class Ask(_Message, frozen=True, kw_only=True, tag="ask"):
+    """Asks for `Report`."""
+
+    id: int
+
+
+class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
+    """Answer what is being answered, take no new request, and end."""
+
+
+ToWorker = Start | NewSession | SetPrefetch | Ask | Stop
+
+# ---- from the worker ----
+
+
+class Started(_Message, frozen=True, kw_only=True, tag="started"):
+    reply: bytes
+    """The INIT reply that went to the kernel: kept for the next worker."""
+
+
+class Broken(_Message, frozen=True, kw_only=True, tag="broken"):
+    fault: Fault
+
+
+class Report(_Message, frozen=True, kw_only=True, tag="report"):
+    id: int
+    reads: int
+    bytes_read: int
+    waiting: int
+    """Reads that wait for blocks now."""
+    waited_s: float
+    """Sum of the time that reads have waited."""
+    open_files: int
+
+
+class Condition(_Message, frozen=True, kw_only=True, tag="condition"):
+    """Sent when it changes: None when all is well."""
+
+    fault: Fault | None = None
+    since: float = 0.0
+    permanent: bool = False
+
+
+FromWorker = Started | Broken | Report | Condition

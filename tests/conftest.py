@@ -1,0 +1,35 @@
+"""What every test shares: what the machine must have, and the rule that in CI nothing may be missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+def need(condition: bool, reason: str) -> None:
+    """Skips the test with `reason` where a prerequisite is missing; in CI that is a failure."""
+    if condition:
+        return
+    if IN_CI:
+        pytest.fail(f"prerequisite missing in CI: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def need_program(name: str, package: str) -> str:
+    """The path of a program, or the test is skipped (failed in CI)."""
+    path = shutil.which(name)
+    need(path is not None, f"{name} is not installed (Debian package {package}; run make setup)")
+    assert path is not None
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _kernel_prerequisites(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("kernel"):
+        need(os.geteuid() == 0, "mounting without fusermount3 needs root")
+        need(Path("/dev/fuse").exists(), "/dev/fuse is missing (modprobe fuse)")
