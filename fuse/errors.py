@@ -93,6 +93,11 @@ class Unavailable(WeightlessError):
     kind = "unavailable"
     temporary = True
 
+    def __init__(self, what: str, *, where: str = "", fix: str = "", retry_after_s: float | None = None) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.retry_after_s = retry_after_s
+        """What the other side asked for (Retry-After); does not travel in a `Fault`."""
+
 
 class NotAModel(WeightlessError):
     """The artifact is well-formed, but of a kind that is not understood (yet)."""

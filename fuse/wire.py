@@ -115,7 +115,7 @@ def close_all(fds: Sequence[int]) -> None:
             os.close(fd)
 
 
-def sealed_memfd(name: str, content: bytes) -> int:
+def sealed_memfd(name: str, content: bytes | memoryview) -> int:
     """A memory file that nobody can change any more: how values larger than a message travel.
 
     The caller owns the descriptor.

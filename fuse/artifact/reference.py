@@ -19,6 +19,7 @@ _HOST = re.compile(rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[0-9a-fA-F:.]+\])
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_USERINFO = re.compile(r"^([a-zA-Z]*://)?[^/@]*:[^/@]*@(?!sha\d+:)")
 _EXPECTED: Final = "expected host[:port]/repository[:tag][@digest], for example registry.example.com/models/llama:v1"
 
 
@@ -34,10 +35,10 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Applies docker's defaults (`docker.io`, `library/`, `latest`). Raises InvalidReference."""
-        shown = text if len(text) <= 160 else text[:157] + "..."
+        shown = _shown(text)
         if "://" in text:
             raise InvalidReference(
-                "a reference has no scheme", where=repr(shown), fix=f"leave out {text.split('://', maxsplit=1)[0]}://"
+                "a reference has no scheme", where=repr(shown), fix=f"leave out {shown.partition('://')[0]}://"
             )
         name, at, digest_text = text.partition("@")
         digest = None
@@ -59,9 +60,9 @@ class Reference:
             host = DOCKER_HUB
             repository = repository if "/" in repository else f"library/{repository}"
         if not _HOST.fullmatch(host) or not _port_is_valid(host):
-            raise InvalidReference(f"{host!r} is not a registry host", where=repr(shown), fix=_EXPECTED)
+            raise InvalidReference(f"{_shown(host)!r} is not a registry host", where=repr(shown), fix=_EXPECTED)
         if len(repository) > _MAX_NAME or not _REPOSITORY.fullmatch(repository):
-            raise InvalidReference(f"{repository!r} is not a repository name", where=repr(shown), fix=_EXPECTED)
+            raise InvalidReference(f"{_shown(repository)!r} is not a repository name", where=repr(shown), fix=_EXPECTED)
         if tag is None and digest is None:
             tag = "latest"
         return cls(host=host, repository=repository, tag=tag, digest=digest)
@@ -82,6 +83,12 @@ class Reference:
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         return f"{self.name}{tag}{f'@{self.digest}' if self.digest else ''}"
+
+
+def _shown(text: str) -> str:
+    """For errors: not long, and without the password of somebody who took a reference for a URL."""
+    text = _USERINFO.sub(r"\1…@", text[:400])
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _port_is_valid(host: str) -> bool:

@@ -1,0 +1,87 @@
+"""Asking one endpoint for something of one repository: authorisation and redirects, the same for both HTTP clients.
+
+Knows nothing of manifests and blobs. Thread-safe, as its parts are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final, TypeVar
+from urllib.parse import quote
+
+from fuse.errors import Unavailable, WeightlessError
+from fuse.registry.access import Access, Endpoint
+from fuse.registry.reply import MAX_ERROR_BYTES, REDIRECTS, Reply, TooLarge, failure
+from fuse.registry.route import Route
+from fuse.registry.transport import Transport
+
+MAX_REDIRECTS: Final = 5
+
+R = TypeVar("R", bound=Reply)
+Send = Callable[[Route, Mapping[str, str]], R]
+
+
+class Conversation:
+    """One endpoint as seen by one credential and one repository."""
+
+    def __init__(self, transport: Transport, access: Access, endpoint: Endpoint, repository: str, where: str) -> None:
+        self.endpoint = endpoint
+        self._repository = repository
+        self._routes = transport.routes(access, endpoint)
+        self._authorizer = transport.authorizer(endpoint, repository, where)
+
+    @property
+    def authority(self) -> str:
+        """Host and port of the endpoint, to be shown."""
+        return self._routes.authority
+
+    def ask(self, send: Send[R], path: str, headers: Mapping[str, str]) -> tuple[R, Route]:
+        """Sends a request for `path` (below the repository), with what credentials it takes and through redirects.
+
+        Returns the last answer, whatever its status, and where it came from; the caller closes it.
+        """
+        query = f"?ns={quote(self.endpoint.namespace, safe='')}" if self.endpoint.namespace else ""
+        route = self._routes.own(f"/{self._repository}/{path}{query}")
+        authorization = self._authorizer.header(self._routes.realm)
+        reply = send(route, self._own_headers(headers, authorization))
+        if reply.status == 401:
+            challenge = reply.header("WWW-Authenticate")
+            _finish(reply)
+            authorization = self._authorizer.answer(challenge, authorization, self._routes.realm)
+            reply = send(route, self._own_headers(headers, authorization))
+        origin = route
+        for _ in range(MAX_REDIRECTS):
+            location = reply.header("Location")
+            if reply.status not in REDIRECTS or not location:
+                return reply, route
+            _finish(reply)
+            route = self._routes.redirected(route, location)
+            own = route.same_origin(origin)
+            reply = send(route, self._own_headers(headers, authorization) if own else headers)
+        if reply.status in REDIRECTS:
+            reply.close()
+            raise Unavailable(f"more than {MAX_REDIRECTS} redirects", where=self.authority)
+        return reply, route
+
+    def is_own(self, route: Route) -> bool:
+        """Whether `route` leads to the endpoint itself and not to where it pointed."""
+        return route.same_origin(self._routes.own("/"))
+
+    def failure(self, reply: Reply, where: str) -> WeightlessError:
+        """The error that `reply` stands for; closes it."""
+        return failure(reply, where, secrets=self._authorizer.secrets)
+
+    def _own_headers(self, headers: Mapping[str, str], authorization: str) -> Mapping[str, str]:
+        # Names in one spelling, so that a header of hosts.toml and one of ours do not both go out.
+        every = {name.title(): value for name, value in self.endpoint.headers} | dict(headers)
+        if authorization:
+            every["Authorization"] = authorization
+        return every
+
+
+def _finish(reply: Reply) -> None:
+    """Reads the short body of an answer that is not the last, so that its connection can be used for the next request."""
+    with suppress(TooLarge, Unavailable):
+        reply.read(MAX_ERROR_BYTES)
+    reply.close()
