@@ -42,7 +42,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     view: View = View()
 
 
-class Blob(msgspec.Struct, frozen=True, array_like=True):
+class Blob(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A blob of the registry that holds bytes of files."""
 
     digest: str
@@ -50,7 +50,7 @@ class Blob(msgspec.Struct, frozen=True, array_like=True):
     media_type: str
 
 
-class Node(msgspec.Struct, frozen=True, array_like=True):
+class Node(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A directory, file or symbolic link. Files are one extent of one blob; an empty file may have `blob` -1."""
 
     parent: int

@@ -1,0 +1,188 @@
+"""Manifests and indexes: JSON to values, within limits.
+
+OCI image-spec (manifest.md, image-index.md, descriptor.md) and Docker's schema 2, which differ by media types only. Unknown
+fields are ignored, as the specification asks; so is `urls`, for content comes from where the administrator lets it come from.
+Pure; says nothing about what the layers mean (`fuse.artifact.formats`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from fuse.artifact.digest import Digest
+from fuse.errors import InvalidArtifact, NotAModel
+
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
+"""What distribution-spec lets a registry refuse, and what containerd reads at most."""
+MAX_LAYERS: Final = 10_000
+MAX_BLOB_BYTES: Final = 1 << 60
+"""An exbibyte: far above any model, far below where sums of sizes leave 63 bits."""
+# What a server answers that does not know what it serves: the document's own word is taken then.
+_VAGUE: Final = frozenset({"", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    os: str
+    architecture: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptor:
+    """A pointer to content: what it is, its digest and size."""
+
+    media_type: str
+    digest: Digest
+    size: int
+    annotations: dict[str, str]
+    artifact_type: str = ""
+    platform: Platform | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    digest: Digest
+    artifact_type: str
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: dict[str, str]
+
+    @property
+    def kind(self) -> str:
+        """What the artifact says it is: its artifactType, else its config's media type (OCI, manifest.md)."""
+        return self.artifact_type or self.config.media_type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    digest: Digest
+    artifact_type: str
+    manifests: tuple[Descriptor, ...]
+    annotations: dict[str, str]
+
+
+class _Platform(msgspec.Struct):
+    os: str = ""
+    architecture: str = ""
+
+
+class _Descriptor(msgspec.Struct, rename="camel"):
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] | None = None
+    artifact_type: str | None = None
+    platform: _Platform | None = None
+
+
+class _Document(msgspec.Struct, rename="camel"):
+    schema_version: int
+    media_type: str | None = None
+    artifact_type: str | None = None
+    config: _Descriptor | None = None
+    layers: list[_Descriptor] | None = None
+    manifests: list[_Descriptor] | None = None
+    annotations: dict[str, str] | None = None
+
+
+_DECODER: Final = msgspec.json.Decoder(_Document)
+
+
+def parse(content: bytes, *, content_type: str, digest: Digest) -> Manifest | Index:
+    """The manifest or index in `content`; `content_type` is what the registry called it, or empty.
+
+    Raises InvalidArtifact, and NotAModel for a document of another kind.
+    """
+    where = f"manifest {digest}"
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise InvalidArtifact(f"{len(content)} bytes, more than the {MAX_MANIFEST_BYTES} that are read", where=where)
+    content_type = content_type.partition(";")[0].strip().lower()
+    try:
+        document = _DECODER.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(error, msgspec.ValidationError) and _is_older_kind(content, content_type):
+            raise _unknown_kind(content_type or "no media type", where) from None
+        raise InvalidArtifact(f"not a manifest in JSON: {error}", where=where) from error
+    media_type = _media_type(document, content_type, where)
+    if document.schema_version != 2:
+        raise NotAModel(f"schemaVersion is {document.schema_version}, not 2", where=where, fix="push it again as OCI")
+    if media_type in INDEXES:
+        # A document that can be read in two ways is refused: two readers could be shown two artifacts (OCI, CVE-2021-41190).
+        if document.layers is not None or document.config is not None:
+            raise InvalidArtifact("an index that also has the fields of a manifest", where=where)
+        return Index(
+            digest=digest,
+            artifact_type=document.artifact_type or "",
+            manifests=_descriptors(document.manifests, where),
+            annotations=document.annotations or {},
+        )
+    if document.manifests is not None:
+        raise InvalidArtifact("a manifest that also has the field `manifests` of an index", where=where)
+    if document.config is None:
+        raise InvalidArtifact("the manifest has no config", where=where)
+    return Manifest(
+        digest=digest,
+        artifact_type=document.artifact_type or "",
+        config=_descriptor(document.config, where),
+        layers=_descriptors(document.layers, where),
+        annotations=document.annotations or {},
+    )
+
+
+def _media_type(document: _Document, content_type: str, where: str) -> str:
+    said = document.media_type or ""
+    if said and content_type not in _VAGUE and said != content_type:
+        raise InvalidArtifact(f"its mediaType is {said!r}, but the registry calls it {content_type!r}", where=where)
+    media_type = said or ("" if content_type in _VAGUE else content_type)
+    if not media_type:
+        return OCI_INDEX if document.manifests is not None else OCI_MANIFEST
+    if media_type not in MANIFESTS | INDEXES:
+        raise _unknown_kind(media_type, where)
+    return media_type
+
+
+def _is_older_kind(content: bytes, content_type: str) -> bool:
+    """Docker's schema 1 and OCI's withdrawn artifact manifest lack fields that all others have."""
+    return (
+        content_type.startswith("application/vnd.") and content_type not in MANIFESTS | INDEXES and b"{" in content[:64]
+    )
+
+
+def _unknown_kind(media_type: str, where: str) -> NotAModel:
+    return NotAModel(
+        f"a manifest of media type {media_type!r} is not understood", where=where, fix=f"expected {OCI_MANIFEST}"
+    )
+
+
+def _descriptors(found: list[_Descriptor] | None, where: str) -> tuple[Descriptor, ...]:
+    if found is not None and len(found) > MAX_LAYERS:
+        raise InvalidArtifact(f"{len(found)} entries, more than the {MAX_LAYERS} that are read", where=where)
+    return tuple(_descriptor(one, where) for one in found or ())
+
+
+def _descriptor(found: _Descriptor, where: str) -> Descriptor:
+    if not 0 <= found.size <= MAX_BLOB_BYTES:
+        raise InvalidArtifact(f"a size of {found.size} for {found.digest[:160]!r}", where=where)
+    try:
+        digest = Digest.parse(found.digest)
+    except InvalidArtifact as error:
+        raise InvalidArtifact(error.what, where=where, fix=error.fix) from None
+    platform = found.platform
+    return Descriptor(
+        media_type=found.media_type,
+        digest=digest,
+        size=found.size,
+        annotations=found.annotations or {},
+        artifact_type=found.artifact_type or "",
+        platform=Platform(os=platform.os, architecture=platform.architecture) if platform else None,
+    )
