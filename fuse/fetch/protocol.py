@@ -48,7 +48,10 @@ class Resolve(_Message, frozen=True, kw_only=True, tag="resolve"):
 
 
 class Attach(_Message, frozen=True, kw_only=True, tag="attach"):
-    """Serves the session socket (first descriptor) for the table (second descriptor, the encoded bytes)."""
+    """Serves the session socket (first descriptor) for the table (second descriptor, the encoded bytes).
+
+    The same mount again, with the same table, gets the new session in place of the old one, and keeps its grants.
+    """
 
     id: int
     mount: str

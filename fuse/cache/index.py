@@ -1,0 +1,190 @@
+"""The index of one cached blob: which blocks are there, and each one's checksum.
+
+A file of a fixed header and one 8-byte entry a block, mapped into memory by its one writer and by any number of readers in
+other processes. An entry is 0 (absent) or the top bit and 63 bits of the block's XXH3. It is stored with one aligned 8-byte
+write after the block's data was written, so a reader sees a block wholly or not at all, without a lock. After a power loss
+entries may have reached the disk before their data: so whoever uses a block that it did not see arrive checks it first.
+
+The file is fully allocated when it is made: a sparse map on a full disk would be a SIGBUS. Knows nothing of paths.
+"""
+
+from __future__ import annotations
+
+import array
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import xxhash
+
+from fuse.artifact.digest import Digest
+from fuse.errors import Corrupt
+
+BLOCK_BYTES: Final = 1024 * 1024
+"""The unit of presence and checksum; the protocol's BLOCK_BYTES."""
+VERSION: Final = 1
+HEADER_BYTES: Final = 4096
+"""A page, so that the entries are aligned whatever the header becomes."""
+
+COMPLETE: Final = 1
+"""Every block has been written."""
+VERIFIED: Final = 2
+"""The whole was compared with the digest and has reached the disk."""
+REJECTED: Final = 4
+"""The whole does not match the digest: nothing of it may be served any more."""
+
+_MAGIC: Final = b"wlblocks"
+_FIXED = struct.Struct("<8sIIQ144s")
+_SUM_AT: Final = _FIXED.size
+_FLAGS_AT: Final = 512
+_PRESENT: Final = 1 << 63
+_MASK: Final = _PRESENT - 1
+
+
+def block_count(size: int) -> int:
+    return -(-size // BLOCK_BYTES)
+
+
+def block_length(size: int, block: int) -> int:
+    """The number of bytes in `block` of a blob of `size` bytes; only the last one is short."""
+    return min(BLOCK_BYTES, size - block * BLOCK_BYTES)
+
+
+def blocks_of(offset: int, length: int) -> tuple[int, int]:
+    """First block and number of blocks that a byte range touches."""
+    if length <= 0:
+        return offset // BLOCK_BYTES, 0
+    first = offset // BLOCK_BYTES
+    return first, (offset + length - 1) // BLOCK_BYTES - first + 1
+
+
+def entry_of(content: bytes | bytearray | memoryview) -> int:
+    """The entry that says: this block is there and has these bytes."""
+    return _PRESENT | (xxhash.xxh3_64_intdigest(content) & _MASK)
+
+
+def index_bytes(size: int) -> int:
+    """How large the index of a blob of `size` bytes is."""
+    return HEADER_BYTES + 8 * block_count(size)
+
+
+def create(fd: int, digest: Digest, size: int) -> None:
+    """Writes an index without blocks into the empty file `fd`. Raises OSError (ENOSPC, EDQUOT)."""
+    fixed = _FIXED.pack(_MAGIC, VERSION, BLOCK_BYTES, size, str(digest).encode())
+    os.posix_fallocate(fd, 0, index_bytes(size))
+    os.pwrite(fd, fixed + struct.pack("<Q", xxhash.xxh3_64_intdigest(fixed)), 0)
+
+
+class IndexReader:
+    """A read-only look at an index that another process may be filling. Safe for many threads."""
+
+    _access = mmap.ACCESS_READ
+
+    def __init__(self, fd: int) -> None:
+        """Maps the index behind `fd`, which is not needed afterwards. Raises Corrupt if it is none, or of another version."""
+        header = os.pread(fd, _SUM_AT + 8, 0)
+        if len(header) < _SUM_AT + 8:
+            raise Corrupt("a block index without a header")
+        magic, version, block_bytes, size, name = _FIXED.unpack_from(header)
+        (checksum,) = struct.unpack_from("<Q", header, _SUM_AT)
+        if magic != _MAGIC or checksum != xxhash.xxh3_64_intdigest(header[:_SUM_AT]):
+            raise Corrupt("not a block index, or its header is damaged")
+        if version != VERSION or block_bytes != BLOCK_BYTES:
+            raise Corrupt(f"a block index of version {version} with blocks of {block_bytes} bytes")
+        if os.fstat(fd).st_size < index_bytes(size):
+            raise Corrupt("a block index that was cut short")
+        self.digest = Digest.parse(name.rstrip(b"\0").decode())
+        self.size: Final[int] = size
+        self.blocks: Final = block_count(size)
+        self._map = mmap.mmap(fd, index_bytes(size), access=self._access)
+        self._bytes = memoryview(self._map)
+        # The casts read and write whole machine words: an entry is never seen half.
+        self._flags = self._bytes[_FLAGS_AT : _FLAGS_AT + 8].cast("Q")
+        self._entries = self._bytes[HEADER_BYTES:].cast("Q")
+
+    def __getitem__(self, block: int) -> int:
+        return self._entries[block]
+
+    @property
+    def flags(self) -> int:
+        return self._flags[0]
+
+    def has(self, first: int, count: int = 1) -> bool:
+        """Whether all of these blocks are there."""
+        entries = self._entries
+        if count == 1:
+            return entries[first] != 0
+        return all(entries[first : first + count])
+
+    def first_absent(self, first: int, end: int) -> int:
+        """The first block in [first, end) that is not there; `end` if all are."""
+        entries = self._entries
+        while first < end:
+            if not entries[first]:
+                return first
+            # Long stretches of present blocks are skipped at the speed of memory comparison, not of the interpreter.
+            if first + 64 <= end and all(entries[first : first + 64]):
+                first += 64
+            else:
+                first += 1
+        return end
+
+    def first_present(self, first: int, end: int) -> int:
+        """The first block in [first, end) that is there; `end` if none is."""
+        entries = self._entries
+        while first < end:
+            if entries[first]:
+                return first
+            if first + 64 <= end and not any(entries[first : first + 64]):
+                first += 64
+            else:
+                first += 1
+        return end
+
+    def missing(self, first: int, count: int) -> Iterator[tuple[int, int]]:
+        """The runs (first, count) of absent blocks in a range."""
+        end = min(first + count, self.blocks)
+        while (start := self.first_absent(first, end)) < end:
+            first = self.first_present(start, end)
+            yield start, first - start
+
+    def count_present(self) -> int:
+        return self.blocks - array.array("Q", self._entries.tobytes()).count(0)
+
+    def bytes_present(self) -> int:
+        """How many bytes of the blob are there."""
+        if not self.blocks:
+            return 0
+        full = self.count_present() * BLOCK_BYTES
+        last = self.blocks - 1
+        return full - (BLOCK_BYTES - block_length(self.size, last) if self._entries[last] else 0)
+
+    def close(self) -> None:
+        for view in (self._entries, self._flags, self._bytes):
+            view.release()
+        self._map.close()
+
+
+class IndexWriter(IndexReader):
+    """The one writer's view. Calls for one block must not overlap; changes of flags are the caller's to serialise."""
+
+    _access = mmap.ACCESS_WRITE
+
+    def publish(self, block: int, entry: int) -> None:
+        """Says that `block` is there; its data must have been written before."""
+        self._entries[block] = entry
+
+    def forget(self, block: int) -> None:
+        self._entries[block] = 0
+
+    def set_flags(self, flags: int) -> None:
+        self._flags[0] |= flags
+
+    def clear_flags(self, flags: int) -> None:
+        self._flags[0] &= ~flags
+
+    def flush(self) -> None:
+        """Waits until the entries are on the disk. Raises OSError."""
+        self._map.flush()

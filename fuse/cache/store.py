@@ -1,0 +1,359 @@
+"""The blobs on disk: where they lie, how they are made, found again, set aside and removed.
+
+Layout below the root (version 1): `version`; `blobs/<algorithm>/<hex>.<size>.data` and `.index`, the size being what some
+manifest claimed, so that a lie about it harms only its own mount; `quarantine/` with what did not match its digest;
+`objects/` (`fuse.cache.objects`). Files are 0444 in directories of 0700. A pair is there when its index is: that is renamed
+into place last. Whole blobs are removed by unlinking, never by punching holes: a reader that has one open keeps its bytes.
+
+Written by one process (the fetcher, under its lock). Methods are safe for many threads as long as no two make or remove the
+same blob at once, which the fetcher's engine sees to.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fuse.artifact.digest import Digest
+from fuse.cache import index as block_index
+from fuse.cache.index import COMPLETE, REJECTED, VERIFIED, IndexReader, IndexWriter
+from fuse.cache.objects import ObjectStore
+from fuse.cache.quota import Candidate, Disk
+from fuse.errors import Corrupt, InvalidArtifact, InvalidConfig
+
+VERSION: Final = 1
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobKey:
+    """What names a blob in the cache."""
+
+    digest: Digest
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.digest}.{self.size}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBlob:
+    key: BlobKey
+    bytes_cached: int
+    disk_bytes: int
+    complete: bool
+    verified: bool
+    used_at: float
+
+
+class BlobWriter:
+    """The one writer of a blob: its data file and its index. Blocks may be written by several threads, each block by one."""
+
+    def __init__(self, key: BlobKey, data_path: Path, index_path: Path, data_fd: int, index: IndexWriter) -> None:
+        self.key: Final = key
+        self.index: Final = index
+        self._data_path = data_path
+        self._index_path = index_path
+        self.fd: Final = data_fd
+        # The kernel lets one write into a file at a time, and spins while another is at it: waiting here costs no CPU.
+        self._writing = threading.Lock()
+
+    def write(self, block: int, content: memoryview) -> None:
+        """Writes a block's data; the caller publishes it afterwards. Raises OSError (ENOSPC, EDQUOT, EROFS, EIO)."""
+        offset = block * block_index.BLOCK_BYTES
+        with self._writing:
+            written = os.pwrite(self.fd, content, offset)
+        while written < len(content):
+            written += os.pwrite(self.fd, content[written:], offset + written)
+
+    def read_into(self, block: int, buffer: memoryview) -> memoryview:
+        """The block's bytes in `buffer`; fewer than expected where the file ends early. Raises OSError."""
+        length = block_index.block_length(self.key.size, block)
+        got = os.preadv(self.fd, [buffer[:length]], block * block_index.BLOCK_BYTES)
+        return buffer[:got]
+
+    def block_is_sound(self, block: int, buffer: memoryview) -> bool:
+        """Whether the block is there and matches its checksum; its bytes are left in `buffer`."""
+        try:
+            content = self.read_into(block, buffer)
+        except OSError as error:
+            _log.warning("block_unreadable", digest=str(self.key.digest), block=block, error=str(error))
+            return False
+        return block_index.entry_of(content) == self.index[block]
+
+    def reader_fds(self) -> tuple[int, int]:
+        """Fresh read-only descriptors of data and index, for a reader. The caller owns them. Raises OSError."""
+        data = os.open(self._data_path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return data, os.open(self._index_path, os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(data)
+            raise
+
+    def sync(self) -> None:
+        """Waits until data and index are on the disk. Raises OSError."""
+        os.fsync(self.fd)
+        self.index.flush()
+
+    def touch(self) -> None:
+        """Notes that the blob is in use now."""
+        with suppress(OSError):
+            os.utime(self._index_path)
+
+    def disk_bytes(self) -> int:
+        return os.fstat(self.fd).st_blocks * 512
+
+    def close(self) -> None:
+        self.index.close()
+        os.close(self.fd)
+
+
+class CacheStore:
+    """A cache directory."""
+
+    def __init__(self, root: Path) -> None:
+        """Opens or makes the layout. Raises InvalidConfig when `root` holds something else, or a newer version's cache."""
+        self._root = root
+        self._blobs = root / "blobs"
+        self._quarantine = root / "quarantine"
+        if not examine(root):
+            temporary = root / ".version"
+            temporary.write_text(f"{VERSION}\n")
+            temporary.replace(root / "version")
+        for directory in (self._blobs / "sha256", self._blobs / "sha512", self._quarantine):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.objects: Final = ObjectStore(root / "objects")
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """What a killed process left half made: temporary files, and data without an index."""
+        for directory in (self._blobs / "sha256", self._blobs / "sha512"):
+            names = {entry.name for entry in os.scandir(directory)}
+            for name in names:
+                if name.startswith(".") or (
+                    name.endswith(".data") and f"{name.removesuffix('.data')}.index" not in names
+                ):
+                    with suppress(OSError):
+                        (directory / name).unlink()
+
+    def paths(self, key: BlobKey) -> tuple[Path, Path]:
+        """Where data and index of a blob lie."""
+        base = self._blobs / key.digest.algorithm / f"{key.digest.hex}.{key.size}"
+        return base.with_name(base.name + ".data"), base.with_name(base.name + ".index")
+
+    def open(self, key: BlobKey) -> BlobWriter:
+        """The writer of a blob, found or made; what is found damaged is made anew. Raises OSError (ENOSPC …)."""
+        data_path, index_path = self.paths(key)
+        with suppress(FileNotFoundError):
+            try:
+                return self._open_existing(key, data_path, index_path)
+            except (Corrupt, InvalidArtifact) as error:
+                _log.warning("blob_discarded", digest=str(key.digest), reason=error.what)
+        self.remove(key)
+        return self._create(key, data_path, index_path)
+
+    def _open_existing(self, key: BlobKey, data_path: Path, index_path: Path) -> BlobWriter:
+        index_fd = _open_writable(index_path)
+        try:
+            index = IndexWriter(index_fd)
+        finally:
+            os.close(index_fd)
+        try:
+            data_fd = _open_data(key, data_path, index)
+        except BaseException:
+            index.close()
+            raise
+        return BlobWriter(key, data_path, index_path, data_fd, index)
+
+    def _create(self, key: BlobKey, data_path: Path, index_path: Path) -> BlobWriter:
+        temporary = index_path.with_name(f".{index_path.name}")
+        data_fd = os.open(data_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        try:
+            os.fchmod(data_fd, 0o444)
+            os.ftruncate(data_fd, key.size)
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+            index_fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+            try:
+                os.fchmod(index_fd, 0o444)
+                block_index.create(index_fd, key.digest, key.size)
+                index = IndexWriter(index_fd)
+            finally:
+                os.close(index_fd)
+            temporary.replace(index_path)
+        except BaseException:
+            os.close(data_fd)
+            for path in (temporary, data_path):
+                with suppress(OSError):
+                    path.unlink()
+            raise
+        return BlobWriter(key, data_path, index_path, data_fd, index)
+
+    def remove(self, key: BlobKey) -> None:
+        """Unlinks a blob, the index first: what is cut short here is swept at the next start."""
+        data_path, index_path = self.paths(key)
+        for path in (index_path, data_path):
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+    def quarantine(self, key: BlobKey) -> None:
+        """Sets a blob aside under a name that no reader looks for; it goes first when room is needed."""
+        data_path, index_path = self.paths(key)
+        aside = self._quarantine / f"{key.digest.algorithm}-{key.digest.hex}.{key.size}.{time.time_ns()}"
+        try:
+            data_path.replace(aside)
+        except OSError:
+            with suppress(OSError):
+                data_path.unlink()
+        with suppress(OSError):
+            index_path.unlink()
+
+    def empty_quarantine(self) -> None:
+        """Removes what was set aside."""
+        for entry in os.scandir(self._quarantine):
+            with suppress(OSError):
+                Path(entry.path).unlink()
+
+    def keys(self) -> Iterator[BlobKey]:
+        """Every blob of which something is cached."""
+        for algorithm in ("sha256", "sha512"):
+            for entry in os.scandir(self._blobs / algorithm):
+                if entry.name.startswith(".") or not entry.name.endswith(".index"):
+                    continue
+                hexadecimal, _, size = entry.name.removesuffix(".index").partition(".")
+                with suppress(InvalidArtifact, ValueError):
+                    yield BlobKey(Digest.parse(f"{algorithm}:{hexadecimal}"), int(size))
+
+    def stored(self, key: BlobKey) -> StoredBlob | None:
+        """What is on disk of a blob; None if nothing usable."""
+        data_path, index_path = self.paths(key)
+        try:
+            data, used_at = data_path.stat(), index_path.stat().st_mtime
+            fd = os.open(index_path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                index = IndexReader(fd)
+            finally:
+                os.close(fd)
+        except (OSError, Corrupt, InvalidArtifact):
+            return None
+        try:
+            return StoredBlob(
+                key=key,
+                bytes_cached=index.bytes_present(),
+                disk_bytes=data.st_blocks * 512 + block_index.index_bytes(key.size),
+                complete=index.flags & COMPLETE != 0,
+                verified=index.flags & VERIFIED != 0,
+                used_at=used_at,
+            )
+        finally:
+            index.close()
+
+    def candidates(self, pinned: frozenset[str]) -> list[Candidate]:
+        """What could be removed, quarantined blobs included (their name begins with `quarantine/`)."""
+        found: list[Candidate] = []
+        for key in self.keys():
+            data_path, index_path = self.paths(key)
+            with suppress(OSError):
+                index = index_path.stat()
+                used = (data_path.stat().st_blocks + index.st_blocks) * 512
+                name = str(key)
+                found.append(Candidate(name=name, disk_bytes=used, used_at=index.st_mtime, pinned=name in pinned))
+        for entry in os.scandir(self._quarantine):
+            with suppress(OSError):
+                status = entry.stat()
+                found.append(
+                    Candidate(
+                        name=f"quarantine/{entry.name}",
+                        disk_bytes=status.st_blocks * 512,
+                        used_at=status.st_mtime,
+                        pinned=False,
+                        rejected=True,
+                    )
+                )
+        return found
+
+    def evict(self, candidate: Candidate) -> None:
+        """Removes what `candidates` named."""
+        if candidate.rejected:
+            with suppress(OSError):
+                (self._root / candidate.name).unlink()
+            return
+        digest, _, size = candidate.name.rpartition(".")
+        self.remove(BlobKey(Digest.parse(digest), int(size)))
+
+    def used_bytes(self) -> int:
+        """What all blobs take on disk."""
+        return sum(candidate.disk_bytes for candidate in self.candidates(frozenset()))
+
+    def disk(self) -> Disk:
+        """The file system that the cache is on. Raises OSError."""
+        status = os.statvfs(self._root)
+        return Disk(total_bytes=status.f_blocks * status.f_frsize, free_bytes=status.f_bavail * status.f_frsize)
+
+
+def examine(root: Path) -> bool:
+    """Whether `root` is a cache of this version already; changes nothing.
+
+    Raises InvalidConfig when it is of another version, or holds things that are not ours.
+    """
+    where = str(root.resolve())
+    try:
+        text = (root / "version").read_text().strip()
+    except FileNotFoundError:
+        text = ""
+    if text.isdecimal():
+        if int(text) != VERSION:
+            raise InvalidConfig(
+                f"the cache is of version {text}, this program knows version {VERSION}",
+                where=where,
+                fix="use a newer weightless, or another --cache-dir",
+            )
+        return True
+    foreign = [entry.name for entry in os.scandir(root) if not _is_ours(entry.name)]
+    if foreign:
+        raise InvalidConfig(
+            f"the directory is no cache but holds other things ({min(foreign)!r})",
+            where=where,
+            fix="name an empty or new directory as the cache directory",
+        )
+    return False
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("fetcher.", ".version")) or name in (
+        "version",
+        "blobs",
+        "quarantine",
+        "objects",
+        "lost+found",
+    )
+
+
+def _open_data(key: BlobKey, path: Path, index: IndexReader) -> int:
+    if index.digest != key.digest or index.size != key.size or index.flags & REJECTED:
+        raise Corrupt("the index is another blob's, or its blob was rejected")
+    fd = _open_writable(path)
+    if os.fstat(fd).st_size == key.size:
+        return fd
+    os.close(fd)
+    raise Corrupt("the data is not as long as the index says")
+
+
+def _open_writable(path: Path) -> int:
+    """Opens one of our files for writing: its mode forbids that even to us, so it is lifted for a moment."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, flags)
+    except PermissionError:
+        path.chmod(0o644)
+        fd = os.open(path, flags)
+    os.fchmod(fd, 0o444)
+    return fd

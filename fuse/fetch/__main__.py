@@ -1,0 +1,216 @@
+"""The fetcher's process: `python -m fuse.fetch --cache-dir DIR [--settings JSON] [--lock-fd FD]`.
+
+One a cache directory, which the lock says. It listens on `fetcher.sock` there, becomes an unprivileged user if root started
+it, and ends as soon as its last administrator has gone. It keeps nothing that the disk does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import encodings.idna  # noqa: F401  (needed by host names; once unprivileged, Python's own files may be out of reach)
+import fcntl
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from fuse import logs, wire
+from fuse.cache.store import CacheStore, examine
+from fuse.errors import Conflict, InvalidConfig, InvalidRequest, WeightlessError
+from fuse.fetch import protocol
+from fuse.fetch.engine import Engine
+from fuse.fetch.privileges import confine, drop, give_directory
+from fuse.fetch.server import Connection
+from fuse.fetch.settings import FetcherSettings
+from fuse.fetch.transfer import Lanes
+from fuse.fetch.verify import Verifier
+from fuse.registry.transport import Transport
+
+LOCK_NAME: Final = "fetcher.lock"
+_FIRST_CONNECTION_S: Final = 30.0
+_BYE_S: Final = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Process:
+    """The listening socket and everything behind it."""
+
+    def __init__(self, listener: socket.socket, settings: FetcherSettings, administrators: frozenset[int]) -> None:
+        self._listener = listener
+        self._administrators = administrators
+        self._transport = Transport()
+        self._engine = Engine(CacheStore(Path()), settings)
+        self._verifier = Verifier(self._engine)
+        self._lanes = Lanes(
+            self._engine, connections=settings.connections, urgent_connections=settings.urgent_connections
+        )
+        self._connections: set[Connection] = set()
+        self._lock = threading.Lock()
+        self._wake_receive, self._wake_send = socket.socketpair()
+        self._wake_send.setblocking(False)
+        self._wake_receive.setblocking(False)
+        self._stopping = False
+
+    def serve(self) -> None:
+        """Returns when the last administrator has gone, when none came, or on SIGTERM."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(self._wake_send.fileno(), warn_on_full_buffer=False)
+        self._verifier.start()
+        self._lanes.start()
+        self._listener.setblocking(False)
+        deadline: float | None = time.monotonic() + _FIRST_CONNECTION_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            selector.register(self._wake_receive, selectors.EVENT_READ)
+            while not self._stopping:
+                selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                with suppress(BlockingIOError):
+                    self._wake_receive.recv(4096)
+                # Whoever waits to be accepted counts: it came before the last one left.
+                accepted = self._accept()
+                if accepted:
+                    deadline = None
+                with self._lock:
+                    idle = not self._connections
+                if idle and (deadline is None or time.monotonic() >= deadline):
+                    break
+
+    def _accept(self) -> bool:
+        accepted = False
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except BlockingIOError:
+                return accepted
+            sock.setblocking(True)
+            uid = wire.peer_uid(sock)
+            if uid not in self._administrators:
+                _log.warning("administrator_refused", uid=uid)
+                sock.close()
+                continue
+            connection = Connection(sock, self._engine, self._transport, self._ended)
+            with self._lock:
+                self._connections.add(connection)
+            connection.start()
+            accepted = True
+
+    def _ended(self, connection: Connection) -> None:
+        with self._lock:
+            self._connections.discard(connection)
+        with suppress(BlockingIOError):
+            self._wake_send.send(b"\0")
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._stopping = True
+
+    def close(self) -> None:
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.close()
+        self._engine.dispatch.close()
+        self._verifier.close()
+        self._lanes.join(0.2)
+        for connection in connections:
+            connection.join(_BYE_S)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fuse.fetch")
+    parser.add_argument("--cache-dir", type=Path, required=True)
+    parser.add_argument("--settings", default="{}")
+    parser.add_argument("--lock-fd", type=int, default=None)
+    options = parser.parse_args(arguments)
+    try:
+        settings = _settings(options.settings)
+        logs.configure("fetcher", settings.log_level)
+        run(options.cache_dir, settings, options.lock_fd)
+    except WeightlessError as error:
+        _log.error("fetcher_not_started", kind=error.kind, error=str(error))
+        return 1
+    return 0
+
+
+def run(cache_dir: Path, settings: FetcherSettings, lock_fd: int | None) -> None:
+    """Serves the cache directory until nobody needs it any more."""
+    starter = os.getuid()
+    try:
+        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # From here on only relative names: the way here may be closed to the user that this process becomes.
+        os.chdir(cache_dir)
+        examine(Path())
+        lock_fd = _locked(lock_fd)
+        if starter == 0:
+            give_directory(Path(), settings.uid, settings.gid)
+        listener = _listen()
+        if starter == 0:
+            drop(settings.uid, settings.gid)
+        confine()
+    except OSError as error:
+        raise InvalidConfig(f"the cache directory cannot be used: {error}", where=str(cache_dir)) from error
+    try:
+        # Threads of ours that are in the interpreter give it up sooner: the default of 5 ms makes convoys behind transfers.
+        sys.setswitchinterval(0.0005)
+        process = Process(listener, settings, frozenset({0, starter}))
+        gc.collect()
+        gc.freeze()
+        try:
+            process.serve()
+        finally:
+            with suppress(OSError):
+                Path(protocol.SOCKET_NAME).unlink()
+            listener.close()
+            process.close()
+    finally:
+        os.close(lock_fd)
+
+
+def _settings(text: str) -> FetcherSettings:
+    try:
+        return msgspec.json.decode(text, type=FetcherSettings)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"the settings cannot be understood: {error}") from error
+
+
+def _locked(lock_fd: int | None) -> int:
+    """The descriptor that holds the directory's lock: the starter's, or one of our own."""
+    fd = lock_fd if lock_fd is not None else os.open(LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.set_inheritable(fd, False)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Conflict("another fetcher serves this cache directory", where=str(Path.cwd())) from None
+    return fd
+
+
+def _listen() -> socket.socket:
+    """The listening socket, owned by the user who started us: workers, who are another, cannot even connect."""
+    with suppress(FileNotFoundError):
+        Path(protocol.SOCKET_NAME).unlink()  # we hold the lock, so nobody listens there
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    before = os.umask(0o177)
+    try:
+        listener.bind(protocol.SOCKET_NAME)
+    finally:
+        os.umask(before)
+    listener.listen(64)
+    return listener
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    # Threads may sit in a registry's socket; nothing of theirs is worth waiting for.
+    os._exit(code)

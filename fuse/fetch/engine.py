@@ -1,0 +1,489 @@
+"""The fetcher's heart: what is wanted, what is there, what is being fetched, and whom to tell.
+
+One lock (the dispatcher's) guards the queue and all state of blobs and mounts; nothing blocks while it is held, no message is
+sent under it, no disk is touched. Lanes take runs from the dispatcher and report here, block by block; sessions ask through
+ports. Whoever demands a block is told `Ready`, `Loan` or `Failed` after it asked, whatever becomes of the run that was to bring
+it. Lock order: `space.lock`, then `lock`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import structlog
+
+from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length
+from fuse.cache.store import BlobKey, CacheStore
+from fuse.errors import Corrupt, NoSpace, WeightlessError
+from fuse.fetch import protocol
+from fuse.fetch.blobs import BlobState, Grant, Source
+from fuse.fetch.dispatch import Dispatcher
+from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver, send_loan
+from fuse.fetch.progress import full_cache, progress_of
+from fuse.fetch.queue import Priority, Run
+from fuse.fetch.settings import FetcherSettings
+from fuse.fetch.space import Space
+from fuse.fetch.trouble import back_off, end_trouble, fail
+
+PRIORITIES: Final = {
+    "demand": Priority.DEMAND,
+    "readahead": Priority.READAHEAD,
+    "background": Priority.BACKGROUND,
+}
+
+_log = structlog.get_logger(__name__)
+
+
+class Engine:
+    def __init__(self, store: CacheStore, settings: FetcherSettings) -> None:
+        self.store: Final = store
+        self.settings: Final = settings
+        self.dispatch: Final = Dispatcher(max(1, settings.connections - settings.urgent_connections))
+        self.lock: Final = self.dispatch.lock
+        self.space: Final = Space(store, settings.limits, self._pinned)
+        self._queue = self.dispatch.queue
+        self._blobs: dict[BlobKey, BlobState] = {}
+        self._mounts: set[Mount] = set()
+        self._full_told = False
+        self.on_hashable: Callable[[BlobState], None] = lambda _blob: None
+        """Told, with the lock held, that the block at a blob's hash position has arrived."""
+
+    # ---- mounts ----
+
+    def attach(self, name: str, keys: Iterable[BlobKey]) -> Mount:
+        """A new user of these blobs; they stay on the disk until `detach`."""
+        wanted = list(keys)
+        with self.lock:
+            blobs = []
+            for key in wanted:
+                blob = self._blobs.get(key)
+                if blob is None or blob.rejected:
+                    blob = self._blobs[key] = BlobState(key)
+                blobs.append(blob)
+            mount = Mount(name, blobs)
+            for blob in mount.distinct:
+                blob.references += 1
+                blob.mounts[mount] = blob.mounts.get(mount, 0) + 1
+            self._mounts.add(mount)
+        return mount
+
+    def detach(self, mount: Mount) -> None:
+        for port in list(mount.ports):
+            self.close_port(port)
+        for grant in list(mount.grants):
+            self.revoke(mount, grant)
+        with self.lock:
+            if mount not in self._mounts:
+                return
+            self._mounts.discard(mount)
+            for blob in mount.distinct:
+                blob.mounts.pop(mount, None)
+                self._unreference(blob)
+
+    def grant(self, mount: Mount, name: str, source: Source) -> None:
+        """Blobs of `mount` may be fetched from `source` from now on; what had failed for want of it is tried again."""
+        self.revoke(mount, name)
+        grant = Grant(name, source)
+        with self.lock:
+            mount.grants[name] = grant
+            for blob in mount.distinct:
+                blob.grants.append(grant)
+                if blob.rejected is None:
+                    blob.failure = None
+                    blob.tried = 0
+                    self._queue.release(blob)
+            self.dispatch.kick_locked()
+
+    def revoke(self, mount: Mount, name: str) -> None:
+        with self.lock:
+            grant = mount.grants.pop(name, None)
+            if grant is None:
+                return
+            grant.revoked = True
+            for blob in mount.distinct:
+                if grant in blob.grants:
+                    blob.grants.remove(grant)
+                blob.refusals.pop(grant, None)
+
+    def open_port(self, mount: Mount, sink: Sink) -> Port:
+        port = Port(mount, sink)
+        with self.lock:
+            mount.ports.add(port)
+            stall = next(iter(mount.stalled.values()), None)
+        if stall is not None:
+            sink.send(protocol.Stalled(fault=stall[1]))
+        return port
+
+    def close_port(self, port: Port) -> None:
+        """Forgets what the port wished and waits for."""
+        with self.lock:
+            port.closed = True
+            port.mount.ports.discard(port)
+            self._queue.drop_owner(port)
+            for blob in port.mount.distinct:
+                for block, waiters in list(blob.waiters.items()):
+                    for waiter in [waiter for waiter in waiters if waiter[0] is port]:
+                        del waiters[waiter]
+                    if not waiters:
+                        del blob.waiters[block]
+            self.dispatch.kick_locked()
+
+    def progress(self, mount: Mount, request_id: int) -> protocol.MountProgress:
+        for blob in mount.distinct:
+            self.prepare(blob, make=False)
+        with self.lock:
+            return progress_of(mount, request_id, full=full_cache() if self._full_told else None)
+
+    # ---- ports ----
+
+    def open(self, port: Port, number: int) -> None:
+        """Answers `Opened` with the blob's files, `Opened` without when it cannot be cached, or `Failed`."""
+        blob = port.mount.blobs[number]
+        self.prepare(blob, make=True)
+        fds: tuple[int, ...] = ()
+        with self.lock:
+            rejected, writer = blob.rejected, blob.writer
+        if rejected is not None:
+            port.sink.send(protocol.Failed(blob=number, first=0, count=0, fault=rejected.to_fault()))
+            return
+        if writer is not None:
+            try:
+                fds = writer.reader_fds()
+            except OSError as error:
+                _log.warning("blob_open_failed", digest=str(blob.digest), error=str(error))
+        with self.lock:
+            if fds:
+                port.lent.discard(number)
+            else:
+                port.lent.add(number)
+        port.sink.send(protocol.Opened(blob=number), fds)
+
+    def want(self, port: Port, number: int, first: int, count: int, priority: Priority) -> None:
+        """Wishes blocks; a demand is answered for every block of the range."""
+        blob = port.mount.blobs[number]
+        if not 0 <= first < blob.blocks or count <= 0:
+            return
+        end = min(first + count, blob.blocks)
+        self.prepare(blob, make=True)
+        outbox: Outbox = []
+        lend: list[int] = []
+        with self.lock:
+            if port.closed:
+                return
+            trouble = blob.rejected or (blob.failure if time.monotonic() < blob.failure_until else None)
+            if priority is Priority.DEMAND:
+                if trouble is not None and (blob.rejected or blob.first_absent(first, end) < end):
+                    outbox.append(
+                        (port, protocol.Failed(blob=number, first=first, count=end - first, fault=trouble.to_fault()))
+                    )
+                else:
+                    lend = self._await(port, number, blob, first, end, outbox)
+            if self._queue.crowded(port):
+                raise ValueError("a session wishes more than any reader needs")
+            if not blob.rejected and not (trouble and priority is Priority.DEMAND):
+                self._queue.want(port, blob, first, end - first, priority)
+                self.dispatch.kick_locked()
+        deliver(outbox)
+        for block in lend:
+            self._lend_cached(port, number, blob, block)
+
+    def _await(self, port: Port, number: int, blob: BlobState, first: int, end: int, outbox: Outbox) -> list[int]:
+        """Registers the port for the absent blocks; what is there is answered at once, or returned to be lent."""
+        lend: list[int] = []
+        while first < end:
+            absent = blob.first_absent(first, end)
+            if absent > first:
+                if number in port.lent:
+                    lend.extend(range(first, absent))
+                else:
+                    outbox.append((port, protocol.Ready(blob=number, first=first, count=absent - first)))
+            first = max(absent, blob.first_present(absent, end)) if absent < end else end
+            for block in range(absent, first):
+                blob.waiters.setdefault(block, {})[port, number] = None
+        return lend
+
+    def damaged(self, port: Port, number: int, first: int, count: int) -> None:
+        """A reader found blocks that do not match their checksum: those that really do not are forgotten."""
+        blob = port.mount.blobs[number]
+        if not 0 <= first < blob.blocks:
+            return
+        buffer = memoryview(bytearray(BLOCK_BYTES))
+        for block in range(first, min(first + count, blob.blocks)):
+            self.recheck(blob, block, buffer)
+
+    # ---- the disk ----
+
+    def _pinned(self) -> frozenset[str]:
+        with self.lock:
+            return frozenset(str(key) for key in self._blobs)
+
+    def prepare(self, blob: BlobState, *, make: bool) -> None:
+        """Opens the blob's files, or makes them; leaves the blob `uncached` when the disk has no room for them."""
+        if blob.writer is not None or (blob.uncached and self.dispatch.only_demand):
+            return
+        with self.space.lock:
+            if blob.writer is not None or blob.rejected or not blob.references:
+                return
+            if not make and self.store.stored(blob.key) is None:
+                return
+        for attempt in (1, 2):
+            with self.space.lock:
+                if blob.writer is not None:
+                    return
+                try:
+                    writer = self.store.open(blob.key)
+                except OSError as error:
+                    _log.warning("blob_not_cacheable", digest=str(blob.digest), error=str(error))
+                else:
+                    writer.touch()
+                    with self.lock:
+                        if not blob.references or blob.rejected:
+                            writer.close()
+                            return
+                        blob.adopt(writer)
+                        if not blob.verified and (blob.blocks_cached or not blob.blocks):
+                            self.on_hashable(blob)
+                    return
+            if attempt == 1 and not self.space.make_room(BLOCK_BYTES):
+                break
+        with self.lock:
+            blob.uncached = True
+
+    def recheck(self, blob: BlobState, block: int, buffer: memoryview) -> bool:
+        """Compares a cached block with its checksum; a damaged one is forgotten. Returns whether it is good."""
+        writer = blob.writer
+        if writer is None or not writer.index[block]:
+            return False
+        if writer.block_is_sound(block, buffer):
+            return True
+        self.forget(blob, block)
+        return False
+
+    def forget(self, blob: BlobState, block: int) -> None:
+        """Takes a block back: it will be fetched anew when it is wanted."""
+        with self.lock:
+            writer = blob.writer
+            if writer is None or not writer.index[block]:
+                return
+            _log.warning("block_damaged", digest=str(blob.digest), block=block)
+            writer.index.forget(block)
+            writer.index.clear_flags(COMPLETE | VERIFIED)
+            blob.blocks_cached -= 1
+            blob.bytes_cached -= block_length(blob.size, block)
+            blob.verified = False
+            if block < blob.hashed_blocks:
+                blob.hashed_blocks = 0
+                blob.hash_epoch += 1
+            self.dispatch.kick_locked()
+
+    # ---- lanes ----
+
+    def done(self, run: Run[BlobState]) -> None:
+        """The lane has ended the run; what is missing of it goes back into the queue."""
+        with self.lock:
+            self.dispatch.finish_locked(run)
+            self._unreference(run.blob)
+
+    def must_stop(self, run: Run[BlobState], grant: Grant) -> bool:
+        """Whether the lane should leave the run: it was cut, nobody may fetch it any more, or the process ends."""
+        return run.next >= run.end or grant.revoked or self.dispatch.closed or run.blob.rejected is not None
+
+    def grant_for(self, blob: BlobState) -> Grant | None:
+        """Which source to use now."""
+        with self.lock:
+            usable = blob.usable_grants()
+            return usable[blob.tried % len(usable)] if usable else None
+
+    def count_request(self, blob: BlobState) -> None:
+        with self.lock:
+            blob.requests += 1
+
+    def publish(self, run: Run[BlobState], block: int, entry: int) -> None:
+        """The block's data is written: tells the world."""
+        self.publish_all(run, ((block, entry),))
+
+    def publish_all(self, run: Run[BlobState], blocks: Sequence[tuple[int, int]]) -> None:
+        blob = run.blob
+        outbox: Outbox = []
+        lend: list[tuple[Port, int, int]] = []
+        with self.lock:
+            writer = blob.writer
+            if writer is None or blob.rejected:
+                return
+            now = time.monotonic()
+            for block, entry in blocks:
+                length = block_length(blob.size, block)
+                if not writer.index[block]:
+                    blob.blocks_cached += 1
+                    blob.bytes_cached += length
+                writer.index.publish(block, entry)
+                self._queue.arrived(run, block)
+                blob.meter.add(length, now)
+                if block == blob.hashed_blocks:
+                    self.on_hashable(blob)
+            if blob.blocks_cached == blob.blocks:
+                writer.index.set_flags(COMPLETE)
+            if blob.trouble_since is not None:
+                end_trouble(blob, outbox, healed=True)
+            if blob.waiters:
+                for block, _ in blocks:
+                    for port, number in blob.waiters.pop(block, ()):
+                        if number in port.lent:
+                            lend.append((port, number, block))
+                        else:
+                            outbox.append((port, protocol.Ready(blob=number, first=block, count=1)))
+        deliver(outbox)
+        for port, number, block in lend:
+            self._lend_cached(port, number, blob, block)
+
+    def lend(self, run: Run[BlobState], block: int, content: memoryview) -> None:
+        """Gives a block that could not be cached to those who wait for it.
+
+        Only a run for readers has done its work with that; what is fetched ahead has to be cached, so it is wished again.
+        """
+        blob = run.blob
+        outbox: Outbox = []
+        with self.lock:
+            if run.priority is Priority.DEMAND:
+                self._queue.arrived(run, block)
+            blob.meter.add(len(content), time.monotonic())
+            waiters = blob.waiters.pop(block, {})
+            if blob.trouble_since is not None:
+                end_trouble(blob, outbox, healed=True)
+        deliver(outbox)
+        for port, number in waiters:
+            send_loan(port, number, block, content)
+
+    def _lend_cached(self, port: Port, number: int, blob: BlobState, block: int) -> None:
+        """Lends a block that is in the cache to a reader that has no files."""
+        writer = blob.writer
+        content = memoryview(bytearray(BLOCK_BYTES))
+        if writer is not None and writer.block_is_sound(block, content):
+            send_loan(port, number, block, content[: block_length(blob.size, block)])
+            return
+        self.forget(blob, block)
+        self.want(port, number, block, 1, Priority.DEMAND)
+
+    # ---- trouble ----
+
+    def no_room(self) -> None:
+        """The cache is full and nothing can be evicted: from now on only what readers wait for is fetched, and lent."""
+        with self.lock:
+            outbox = [] if self._full_told else self._to_unstalled(full_cache())
+            self._full_told = True
+            self.dispatch.pause_ahead_locked()
+        if outbox:
+            _log.warning("cache_full")
+        deliver(outbox)
+
+    def room_again(self) -> None:
+        """A run that nobody waits for got its room: takes back what `no_room` said."""
+        if not self._full_told:
+            return
+        with self.lock:
+            self._full_told = False
+            outbox = self._to_unstalled(None)
+        deliver(outbox)
+
+    def _to_unstalled(self, error: NoSpace | None) -> Outbox:
+        message = protocol.Stalled(fault=error.to_fault() if error else None)
+        return [(port, message) for mount in self._mounts if not mount.stalled for port in mount.ports]
+
+    def temporary(self, run: Run[BlobState], grant: Grant | None, error: WeightlessError, since: float) -> None:
+        """A source failed in a way that may heal: the next source at once, or the same again after a while.
+
+        `since`: monotonic time of the last byte, or of the attempt's beginning.
+        """
+        outbox: Outbox = []
+        with self.lock:
+            back_off(self._queue, run.blob, grant, error, since, outbox)
+        _log.info("transfer_failed", digest=str(run.blob.digest), error=str(error), grant=grant.name if grant else "")
+        deliver(outbox)
+
+    def permanent(self, run: Run[BlobState], grant: Grant, error: WeightlessError) -> None:
+        """A source will not give the blob. When none is left, those who wait are told so."""
+        blob = run.blob
+        outbox: Outbox = []
+        with self.lock:
+            blob.refusals[grant] = error
+            if not blob.usable_grants():
+                fail(self._queue, blob, error, outbox)
+        _log.warning("transfer_refused", digest=str(blob.digest), error=str(error), source=grant.name)
+        deliver(outbox)
+
+    # ---- verification ----
+
+    def reference(self, blob: BlobState) -> bool:
+        """Keeps a blob open for a check; False when it is no longer held by anybody."""
+        with self.lock:
+            if not blob.references or blob.writer is None:
+                return False
+            blob.references += 1
+            return True
+
+    def unreference(self, blob: BlobState) -> None:
+        with self.lock:
+            self._unreference(blob)
+
+    def _unreference(self, blob: BlobState) -> None:
+        blob.references -= 1
+        if blob.references:
+            return
+        if self._blobs.get(blob.key) is blob:
+            del self._blobs[blob.key]
+        if blob.writer is not None:
+            blob.writer.close()
+            blob.writer = None
+        self.dispatch.resume_ahead_locked()  # it can be evicted now
+
+    def accept(self, blob: BlobState) -> bool:
+        """The whole matches its digest and is on the disk. False when a block was taken back meanwhile."""
+        with self.lock:
+            if blob.writer is None or not blob.complete:
+                return False
+            blob.verified = True
+            blob.writer.index.set_flags(COMPLETE | VERIFIED)
+        _log.info("blob_verified", digest=str(blob.digest), size=blob.size)
+        return True
+
+    def reject(self, blob: BlobState) -> None:
+        """The whole does not match its digest: it is set aside, and everybody who may have read of it is told."""
+        error = Corrupt(
+            "the bytes that the registry sent do not match the digest",
+            where=str(blob.digest),
+            fix="the registry or a mirror serves wrong content; remove it there, then mount again",
+        )
+        outbox: Outbox = []
+        with self.space.lock:
+            with self.lock:
+                if blob.writer is None:
+                    return
+                blob.rejected = error
+                blob.writer.index.set_flags(REJECTED)
+                if self._blobs.get(blob.key) is blob:
+                    del self._blobs[blob.key]
+                self._queue.drop_blob(blob, demand_only=False)
+                blob.waiters.clear()
+                end_trouble(blob, outbox, healed=False)
+                for mount in blob.mounts:
+                    numbers = [number for number, other in enumerate(mount.blobs) if other is blob]
+                    outbox.extend(
+                        (port, protocol.Quarantined(blob=number, fault=error.to_fault()))
+                        for port in mount.ports
+                        for number in numbers
+                    )
+            self.store.quarantine(blob.key)
+        _log.error("blob_quarantined", digest=str(blob.digest), size=blob.size)
+        deliver(outbox)
+
+    def statistics(self) -> tuple[int, int]:
+        """Runs in flight, and wishes that wait."""
+        with self.lock:
+            return sum(1 for _ in self._queue.runs()), sum(1 for _ in self._queue.wishes())
+
+    def states(self) -> dict[BlobKey, BlobState]:
+        """The blobs that are held by somebody now."""
+        with self.lock:
+            return dict(self._blobs)

@@ -1,0 +1,119 @@
+"""The cache as an administrator sees it: what is there, removing it, checking it.
+
+Blocking, for threads of the administration; works beside running transfers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from fuse.artifact.digest import Digest
+from fuse.cache.index import BLOCK_BYTES
+from fuse.cache.store import BlobKey, StoredBlob
+from fuse.errors import Cancelled, Conflict, NotFound
+from fuse.fetch import protocol
+from fuse.fetch.blobs import BlobState
+from fuse.fetch.engine import Engine
+
+
+class Inventory:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._store = engine.store
+
+    def blobs(self) -> Iterator[protocol.CachedBlob]:
+        for key in self._keys(()):
+            shown = self._shown(key)
+            if shown is not None:
+                yield shown
+
+    def remove(self, digests: Sequence[str]) -> Iterator[protocol.CachedBlob]:
+        """Yields what was removed. Raises NotFound or Conflict (in use) for a named blob; unnamed ones in use are left."""
+        keys = self._keys(digests)
+        if digests:
+            for key in keys:
+                if key in self._engine.states():
+                    raise Conflict("the blob is in use by a mount", where=str(key.digest), fix="unmount it first")
+        try:
+            for key in keys:
+                with self._engine.space.lock:
+                    # Asked again under the lock under which blobs are opened.
+                    if key in self._engine.states():
+                        continue
+                    shown = self._shown(key)
+                    self._store.remove(key)
+                if shown is not None:
+                    yield shown
+            if not digests:
+                self._store.empty_quarantine()
+        finally:
+            self._engine.space.recount()
+
+    def verify(self, digests: Sequence[str], cancel: threading.Event) -> Iterator[protocol.CachedBlob]:
+        """Reads every block again; yields each blob with the number of damaged blocks, which are forgotten."""
+        for key in self._keys(digests):
+            mount = self._engine.attach("verify", [key])
+            try:
+                self._engine.prepare(mount.blobs[0], make=False)
+                damaged = self._damaged_blocks(mount.blobs[0], cancel)
+                shown = self._shown(key, damaged_blocks=damaged, pinned=mount.blobs[0].references > 1)
+            finally:
+                self._engine.detach(mount)
+            if shown is not None:
+                yield shown
+
+    def _damaged_blocks(self, blob: BlobState, cancel: threading.Event) -> int:
+        """Counts and forgets damaged blocks; a complete blob is hashed too, and set aside if it does not match."""
+        writer = blob.writer
+        if writer is None:
+            return 0
+        buffer = memoryview(bytearray(BLOCK_BYTES))
+        hasher = blob.digest.hasher()
+        damaged = absent = 0
+        for block in range(blob.blocks):
+            if cancel.is_set():
+                raise Cancelled("given up", where=str(blob.digest))
+            if not writer.index[block]:
+                absent += 1
+            elif not self._engine.recheck(blob, block, buffer):
+                damaged += 1
+            elif not absent and not damaged:
+                hasher.update(buffer[: min(BLOCK_BYTES, blob.size - block * BLOCK_BYTES)])
+        if not absent and not damaged and hasher.hexdigest() != blob.digest.hex:
+            self._engine.reject(blob)
+            return blob.blocks
+        return damaged
+
+    def _keys(self, digests: Sequence[str]) -> list[BlobKey]:
+        keys = sorted(self._store.keys(), key=str)
+        if not digests:
+            return keys
+        wanted = {Digest.parse(digest) for digest in digests}
+        missing = wanted - {key.digest for key in keys}
+        if missing:
+            raise NotFound("the cache holds nothing of this blob", where=str(min(missing, key=str)))
+        return [key for key in keys if key.digest in wanted]
+
+    def _shown(
+        self, key: BlobKey, *, damaged_blocks: int = 0, pinned: bool | None = None
+    ) -> protocol.CachedBlob | None:
+        stored = self._store.stored(key)
+        state = self._engine.states().get(key)
+        if stored is None:
+            if not damaged_blocks:
+                return None
+            stored = StoredBlob(
+                key=key, bytes_cached=0, disk_bytes=0, complete=False, verified=False, used_at=time.time()
+            )
+        return protocol.CachedBlob(
+            digest=str(key.digest),
+            size=key.size,
+            bytes_cached=stored.bytes_cached,
+            complete=stored.complete,
+            verified=stored.verified,
+            pinned=state is not None if pinned is None else pinned,
+            used_at=stored.used_at,
+            damaged_blocks=damaged_blocks,
+        )

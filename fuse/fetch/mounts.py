@@ -1,0 +1,65 @@
+"""Who uses blobs: mounts, and the ports through which their sessions (or the fetcher itself) ask for blocks.
+
+A `Port` is an owner of wishes; its `sink` takes the engine's answers. Plain state under the engine's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from fuse import wire
+from fuse.errors import Fault, NoSpace
+from fuse.fetch import protocol
+from fuse.fetch.blobs import BlobState, Grant
+
+
+class Sink(Protocol):
+    """Takes messages for one session. Never blocks and never raises: called by the threads that move the bytes."""
+
+    def send(self, message: protocol.ToWorker, fds: Sequence[int] = ()) -> None:
+        """Takes over the descriptors."""
+        ...
+
+
+class Mount:
+    def __init__(self, name: str, blobs: Sequence[BlobState]) -> None:
+        self.name: Final = name
+        self.blobs: Final = tuple(blobs)
+        self.distinct: Final = frozenset(blobs)
+        self.grants: dict[str, Grant] = {}
+        self.ports: set[Port] = set()
+        self.stalled: dict[BlobState, tuple[float, Fault]] = {}
+        """Blobs from which nothing comes, since when (Unix time) and why."""
+
+    def __repr__(self) -> str:
+        return f"<Mount {self.name}>"
+
+
+class Port:
+    def __init__(self, mount: Mount, sink: Sink) -> None:
+        self.mount: Final = mount
+        self.sink: Final = sink
+        self.lent: set[int] = set()
+        """Blobs (by number) for which the reader has no files: every block of them is lent."""
+        self.closed = False
+
+
+Outbox = list[tuple[Port, protocol.ToWorker]]
+"""Messages to send once the lock is released."""
+
+
+def deliver(outbox: Outbox) -> None:
+    for port, message in outbox:
+        port.sink.send(message)
+
+
+def send_loan(port: Port, number: int, block: int, content: memoryview) -> None:
+    """Gives the port a block's bytes in memory."""
+    try:
+        fd = wire.sealed_memfd("block", content)
+    except OSError as error:
+        fault = NoSpace(f"no memory to lend a block: {error}").to_fault()
+        port.sink.send(protocol.Failed(blob=number, first=block, count=1, fault=fault))
+        return
+    port.sink.send(protocol.Loan(blob=number, block=block), (fd,))

@@ -1,0 +1,43 @@
+"""Becoming nobody: what a fetcher that root started does before it reads anything that others wrote."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NO_NEW_PRIVS: Final = 38
+
+
+def give_directory(root: Path, uid: int, gid: int) -> None:
+    """Makes `root` and what is in it the user's, the top last: a run that was cut short begins anew. No link is followed."""
+    status = root.stat()
+    if (status.st_uid, status.st_gid) != (uid, gid):
+        for _, directories, files, fd in os.fwalk(root, topdown=False, follow_symlinks=False):
+            for name in (*directories, *files):
+                os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+    root.chmod(0o700)
+    os.chown(root, uid, gid)
+
+
+def drop(uid: int, gid: int) -> None:
+    """Becomes `uid` for good, with no group but `gid`. Raises OSError."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def confine() -> None:
+    """No new privileges, no core dump and no tracer (credentials are in memory), and as many descriptors as we may have."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for option, value in ((_PR_SET_NO_NEW_PRIVS, 1), (_PR_SET_DUMPABLE, 0)):
+        if libc.prctl(option, value, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl")
+    os.umask(0o077)
+    with suppress(ValueError, OSError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

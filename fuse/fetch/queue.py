@@ -1,0 +1,372 @@
+"""What to fetch next: wishes in, runs of blocks out. A pure state machine; no thread, no clock, no disk, no registry.
+
+An owner (a mount's session) wishes ranges of blocks at a priority. Wishes wait in one line per priority and owner, in the order
+in which they came; owners take turns. `next_run` takes the head of the most urgent line and cuts it to what is neither present
+nor in flight: the blocks of a `Run` are in flight in this run and in no other (single flight). What of a wish is in flight
+already is *parked* on that run and goes back to the head of its line when the run ends, however it ends: so a wish leaves
+the queue only when its blocks are present, its owner is gone, or its blob has failed. Nobody is forgotten.
+
+A demand that lies far behind the position of a long run cuts that run short, so that it is fetched at once.
+The caller holds one lock around every call, and asks again whenever something was wished, released, or has ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Hashable, Iterator
+from enum import IntEnum
+from typing import Final, Generic, Protocol, TypeVar
+
+ALIGNED: Final = 4
+"""Long runs end at multiples of so many blocks (what registries' caches and peer-to-peer pieces like)."""
+FAR: Final = 4
+"""A demand so many blocks behind a run's position does not wait for it."""
+RUN_LIMITS: Final = (16, 16, 64)
+"""The longest run of each priority, in blocks."""
+LEAST_BACKGROUND: Final = 8
+MOST_WISHES: Final = 100_000
+"""A mount of that many files may wish each of them in the background, and no more."""
+_LOOK: Final = 64
+"""How many wishes are looked at to lengthen a run."""
+
+
+class Priority(IntEnum):
+    DEMAND = 0
+    READAHEAD = 1
+    BACKGROUND = 2
+
+
+class Blocks(Hashable, Protocol):
+    """A blob, as the queue sees it."""
+
+    @property
+    def blocks(self) -> int: ...
+
+    @property
+    def indivisible(self) -> bool:
+        """Whether it is only fetched as a whole (it is verified before its first block is served)."""
+        ...
+
+    def first_absent(self, first: int, end: int) -> int: ...
+
+    def first_present(self, first: int, end: int) -> int: ...
+
+
+B = TypeVar("B", bound=Blocks)
+
+
+class Wish(Generic[B]):
+    """Blocks [first, end) of a blob that somebody wants."""
+
+    __slots__ = ("blob", "end", "first", "owner", "priority")
+
+    def __init__(self, owner: Hashable, blob: B, first: int, end: int, priority: Priority) -> None:
+        self.owner = owner
+        self.blob = blob
+        self.first = first
+        self.end = end
+        self.priority = priority
+
+
+class Run(Generic[B]):
+    """Blocks [next, end) that one lane is fetching. `end` may shrink while it does; only the queue changes the fields."""
+
+    __slots__ = ("blob", "end", "first", "next", "owner", "parked", "priority", "urgent", "whole")
+
+    def __init__(self, owner: Hashable, blob: B, first: int, end: int, priority: Priority) -> None:
+        self.owner = owner
+        self.blob = blob
+        self.first = first
+        self.next = first
+        self.end = end
+        self.priority = priority
+        self.urgent = priority is Priority.DEMAND
+        """A reader waits for one of its blocks."""
+        self.whole = False
+        """It streams the blob from its start, as the server knows no ranges: it covers every block until it ends."""
+        self.parked: list[Wish[B]] = []
+
+    def covers(self, block: int) -> bool:
+        return self.whole or self.next <= block < self.end
+
+    def __repr__(self) -> str:
+        return f"<Run {self.first}:{self.next}:{self.end} {self.priority.name}>"
+
+
+Line = deque[Wish[B]]
+
+
+class Queue(Generic[B]):
+    def __init__(self, lanes: int = 6) -> None:
+        """`lanes`: among how many connections a long background wish is divided."""
+        self._lanes = max(1, lanes)
+        self.only_demand = False
+        """While the cache is full: nothing is fetched that nobody waits for."""
+        self.background_limit = RUN_LIMITS[Priority.BACKGROUND]
+        self._lines: tuple[dict[Hashable, Line[B]], ...] = ({}, {}, {})
+        self._runs: dict[B, list[Run[B]]] = {}
+        self._held: dict[B, tuple[float, list[Wish[B]]]] = {}
+        self._demand_runs = 0
+
+    # ---- wishes ----
+
+    def want(self, owner: Hashable, blob: B, first: int, count: int, priority: Priority) -> None:
+        """Adds a wish for the blocks of the range that are not present; an indivisible blob is always wished whole."""
+        end = min(first + count, blob.blocks)
+        if blob.indivisible:
+            first, end = 0, blob.blocks
+        if first >= end:
+            return
+        line = self._line(owner, priority)
+        last = line[-1] if line else None
+        if last is not None and last.blob is blob and last.first <= first <= last.end:
+            last.end = max(last.end, end)  # what is asked for again, or goes on, takes no room of its own
+        else:
+            line.append(Wish(owner, blob, first, end, priority))
+
+    def crowded(self, owner: Hashable) -> bool:
+        """Whether the owner has more wishes waiting than makes sense."""
+        return any(len(lines.get(owner, ())) > MOST_WISHES for lines in self._lines)
+
+    def drop_owner(self, owner: Hashable) -> None:
+        """Forgets all wishes of an owner; its runs end early unless somebody else waits for their blocks."""
+        for line in self._lines:
+            line.pop(owner, None)
+        for blob, (until, wishes) in list(self._held.items()):
+            self._held[blob] = (until, [wish for wish in wishes if wish.owner != owner])
+        for run in list(itertools.chain.from_iterable(self._runs.values())):
+            run.parked = [wish for wish in run.parked if wish.owner != owner]
+            if run.owner == owner and run.whole and not run.parked:
+                run.owner, run.end = _NOBODY, run.next
+            elif run.owner == owner and not run.whole:
+                run.owner = _NOBODY
+                self._cut(run, max([run.next + 1, *(wish.end for wish in run.parked)]), requeue=False)
+
+    def drop_blob(self, blob: B, *, demand_only: bool) -> None:
+        """Forgets the wishes for a blob that cannot be had; read-ahead and background may stay for a better day."""
+        keep = Priority.READAHEAD if demand_only else len(Priority)
+
+        def kept(wish: Wish[B]) -> bool:
+            return wish.blob is not blob or wish.priority >= keep
+
+        for lines in self._lines:
+            for owner in list(lines):
+                lines[owner] = deque(wish for wish in lines[owner] if kept(wish))
+                if not lines[owner]:
+                    del lines[owner]
+        if blob in self._held:
+            until, wishes = self._held[blob]
+            self._held[blob] = (until, [wish for wish in wishes if kept(wish)])
+        for run in self._runs.get(blob, ()):
+            run.parked = [wish for wish in run.parked if kept(wish)]
+
+    # ---- holding a blob back ----
+
+    def hold(self, blob: B, until: float) -> None:
+        """Starts no run of the blob before `until`."""
+        _, wishes = self._held.get(blob, (0.0, []))
+        self._held[blob] = (until, wishes)
+
+    def release(self, blob: B) -> None:
+        """Ends a hold at once."""
+        _, wishes = self._held.pop(blob, (0.0, []))
+        self._requeue(wishes)
+
+    def held_until(self, blob: B) -> float | None:
+        held = self._held.get(blob)
+        return held[0] if held else None
+
+    def due(self) -> float | None:
+        """When the next hold with waiting wishes ends."""
+        return min((until for until, wishes in self._held.values() if wishes), default=None)
+
+    # ---- runs ----
+
+    def has_work(self, *, urgent_only: bool) -> bool:
+        """Whether `next_run` may find something; cheap, and sometimes wrong on the hopeful side only."""
+        demand, readahead, background = self._lines
+        if self.only_demand:
+            return bool(demand)
+        return bool(demand or readahead or (background and not urgent_only))
+
+    def next_run(self, now: float, *, urgent_only: bool) -> Run[B] | None:
+        """The most urgent run, in flight from now on; None when there is nothing to do."""
+        for blob in [blob for blob, (until, _) in self._held.items() if until <= now]:
+            self.release(blob)
+        served = 1 if self.only_demand else 2 if urgent_only else 3
+        for priority in (Priority.DEMAND, Priority.READAHEAD, Priority.BACKGROUND)[:served]:
+            lines = self._lines[priority]
+            for owner in list(lines):
+                run = self._from_line(lines[owner], priority)
+                line = lines.pop(owner)
+                if line:
+                    lines[owner] = line  # behind the others: owners take turns
+                if run is not None:
+                    self._runs.setdefault(run.blob, []).append(run)
+                    self._demand_runs += run.priority is Priority.DEMAND
+                    return run
+        return None
+
+    def arrived(self, run: Run[B], block: int) -> None:
+        """`block`, the run's next one, is present (or was handed out in another way)."""
+        run.next = block + 1
+
+    def widen(self, run: Run[B]) -> bool:
+        """The server ignores ranges and sends the blob from its start: lets this run take all of it.
+
+        False when another run does so already: then this one is to end, what it was for waits for the other.
+        """
+        if any(other.whole for other in self._runs[run.blob]):
+            return False
+        if run.next > 0 or run.end < run.blob.blocks:
+            # What it was started for is wished again, in case the stream ends before it comes there.
+            run.parked.append(Wish(run.owner, run.blob, run.next, run.end, run.priority))
+        run.whole = True
+        run.first, run.next, run.end = 0, 0, run.blob.blocks
+        return True
+
+    def cut(self, run: Run[B], end: int) -> None:
+        """Ends the run before `end`; what lies behind is wished again."""
+        self._cut(run, end, requeue=True)
+
+    def finish(self, run: Run[B]) -> None:
+        """The run has ended; what it has not brought is wished again, at the head of its line."""
+        runs = self._runs[run.blob]
+        runs.remove(run)
+        if not runs:
+            del self._runs[run.blob]
+        self._demand_runs -= run.priority is Priority.DEMAND
+        rest = []
+        if run.next < run.end and run.owner is not _NOBODY and not run.whole:
+            rest.append(Wish(run.owner, run.blob, run.next, run.end, run.priority))
+        self._requeue([*rest, *run.parked])
+        run.parked = []
+
+    def in_flight(self, blob: B, block: int, *, besides: Run[B] | None = None) -> bool:
+        """Whether some run (other than `besides`) is fetching the block."""
+        return any(run is not besides and run.covers(block) for run in self._runs.get(blob, ()))
+
+    def should_yield(self, run: Run[B]) -> bool:
+        """Whether a background run should leave the bandwidth to a reader that waits for another run."""
+        return (
+            (self._demand_runs > 0 or bool(self._lines[0])) and not run.urgent and run.priority is Priority.BACKGROUND
+        )
+
+    def runs(self) -> Iterator[Run[B]]:
+        return itertools.chain.from_iterable(self._runs.values())
+
+    def wishes(self) -> Iterator[Wish[B]]:
+        """Everything that is waiting, wherever it waits."""
+        for lines in self._lines:
+            yield from itertools.chain.from_iterable(lines.values())
+        for _, wishes in self._held.values():
+            yield from wishes
+        for run in self.runs():
+            yield from run.parked
+
+    # ---- inside ----
+
+    def _line(self, owner: Hashable, priority: Priority) -> Line[B]:
+        return self._lines[priority].setdefault(owner, deque())
+
+    def _requeue(self, wishes: list[Wish[B]]) -> None:
+        for wish in reversed(wishes):
+            self._line(wish.owner, wish.priority).appendleft(wish)
+
+    def _from_line(self, line: Line[B], priority: Priority) -> Run[B] | None:
+        while line:
+            wish = line[0]
+            blob = wish.blob
+            if blob in self._held:
+                self._held[blob][1].append(line.popleft())
+                continue
+            wish.first = blob.first_absent(wish.first, wish.end)
+            if wish.first >= wish.end:
+                line.popleft()
+                continue
+            if (other := self._covering(blob, wish.first)) is not None:
+                self._park(wish, other, line)
+                continue
+            end = self._reach(blob, wish.first, wish.end, self._limit(wish))
+            end = self._lengthen(blob, wish.first, end, priority)
+            run = Run(wish.owner, blob, wish.first, end, priority)
+            wish.first = end
+            if wish.first >= wish.end:
+                line.popleft()
+            return run
+        return None
+
+    def _limit(self, wish: Wish[B]) -> int:
+        if wish.priority is not Priority.BACKGROUND:
+            return RUN_LIMITS[wish.priority]
+        # A short rest is divided among the lanes, so that they end together.
+        share = -(-(wish.end - wish.first) // self._lanes)
+        return max(LEAST_BACKGROUND, min(self.background_limit, -(-share // ALIGNED) * ALIGNED))
+
+    def _reach(self, blob: B, first: int, end: int, limit: int) -> int:
+        """How far a run from `first` may go: to what is present, in flight, or too far."""
+        if end - first > limit:
+            end = max(first + 1, (first + limit) // ALIGNED * ALIGNED)
+        end = blob.first_present(first, end)
+        for other in self._runs.get(blob, ()):
+            if first < other.next < end:
+                end = other.next
+        return end
+
+    def _lengthen(self, blob: B, first: int, end: int, priority: Priority) -> int:
+        """The end of the run when the neighbours that others wish at the same priority are taken along."""
+        if priority is Priority.BACKGROUND:
+            return end
+        limit = RUN_LIMITS[priority]
+        lines = self._lines[priority].values()
+        near = [
+            wish
+            for wish in itertools.islice(itertools.chain.from_iterable(lines), _LOOK)
+            if wish.blob is blob and wish.end > end
+        ]
+        for wish in sorted(near, key=lambda wish: wish.first):
+            if wish.first <= end < wish.end and end - first < limit and not self._covering(blob, end):
+                end = self._reach(blob, first, wish.end, limit)
+        return end
+
+    def _covering(self, blob: B, block: int) -> Run[B] | None:
+        for run in self._runs.get(blob, ()):
+            if run.covers(block):
+                return run
+        return None
+
+    def _park(self, wish: Wish[B], run: Run[B], line: Line[B]) -> None:
+        """Lets the part of the head of `line` that is in flight wait for its run; or cuts a run that is too far from it."""
+        demand = wish.priority is Priority.DEMAND
+        can_be_cut = not run.whole and run.priority is not Priority.DEMAND and not run.blob.indivisible
+        if demand and can_be_cut and wish.first - run.next > FAR:
+            self._cut(run, wish.first, requeue=True)
+            return
+        run.urgent = run.urgent or demand
+        end = wish.end if run.whole else min(run.end, wish.end)
+        run.parked.append(Wish(wish.owner, wish.blob, wish.first, end, wish.priority))
+        wish.first = end
+        if wish.first >= wish.end:
+            line.popleft()
+
+    def _cut(self, run: Run[B], end: int, *, requeue: bool) -> None:
+        if end >= run.end:
+            return
+        loose = [Wish(run.owner, run.blob, end, run.end, run.priority)] if requeue and run.owner is not _NOBODY else []
+        run.end = end
+        stay: list[Wish[B]] = []
+        for wish in run.parked:
+            if wish.end <= end:
+                stay.append(wish)
+                continue
+            loose.append(Wish(wish.owner, wish.blob, max(end, wish.first), wish.end, wish.priority))
+            if wish.first < end:
+                wish.end = end
+                stay.append(wish)
+        run.parked = stay
+        self._requeue(loose)
+
+
+_NOBODY: Final = object()
+"""Owns the runs whose owner has gone."""

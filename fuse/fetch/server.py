@@ -1,0 +1,256 @@
+"""The administration protocol: one thread a connection; what takes long (resolving, walking the cache) has a thread of its own.
+
+Mounts belong to the connection that attached them and go with it. Only the user who started the fetcher, and root, may
+administer it; never the user it became, as whom workers run.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from fuse import wire
+from fuse.artifact.digest import Digest
+from fuse.artifact.reference import Reference
+from fuse.cache.store import BlobKey
+from fuse.errors import Cancelled, Conflict, InvalidArtifact, InvalidRequest, NotFound, WeightlessError
+from fuse.fetch import protocol
+from fuse.fetch.engine import Engine
+from fuse.fetch.inventory import Inventory
+from fuse.fetch.mounts import Mount
+from fuse.fetch.reader import EngineReader
+from fuse.fetch.resolve import resolve
+from fuse.fetch.session import Session
+from fuse.filesystem import table as inode_table
+from fuse.registry.access import Access
+from fuse.registry.repository import Repository
+from fuse.registry.transport import Transport
+
+_MOST_LONG_REQUESTS: Final = 32
+_BLOBS_A_MESSAGE: Final = 200
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Attached:
+    mount: Mount
+    session: Session | None
+
+
+class Connection(threading.Thread):
+    """One administrator."""
+
+    def __init__(
+        self, sock: socket.socket, engine: Engine, transport: Transport, on_end: Callable[[Connection], None]
+    ) -> None:
+        super().__init__(name="administration", daemon=True)
+        self._channel: wire.Channel[protocol.Request] = wire.Channel(sock, protocol.Request)
+        self._engine = engine
+        self._inventory = Inventory(engine)
+        self._transport = transport
+        self._on_end = on_end
+        self._mounts: dict[str, _Attached] = {}
+        self._long: dict[int, threading.Event] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                message, fds = received
+                self._serve(message, fds)
+        except (OSError, ValueError) as error:
+            _log.warning("administration_refused", error=str(error))
+        except Exception:  # noqa: BLE001  (the edge of a thread)
+            _log.exception("administration_broken")
+        finally:
+            self._end()
+
+    def close(self) -> None:
+        self._channel.hang_up()
+
+    def _end(self) -> None:
+        with self._lock:
+            running = list(self._long.values())
+        for event in running:
+            event.set()
+        for attached in list(self._mounts.values()):
+            self._detach(attached)
+        self._mounts.clear()
+        self._channel.hang_up()
+        self._on_end(self)
+
+    # ---- requests ----
+
+    def _serve(self, message: protocol.Request, fds: list[int]) -> None:
+        try:
+            answer = self._answer(message, fds)
+        except WeightlessError as error:
+            answer = protocol.Refused(id=message.id, fault=error.to_fault())
+        except Exception as error:  # noqa: BLE001  (the edge of a thread)
+            _log.exception("request_failed", request=type(message).__name__)
+            fault = WeightlessError(f"internal error: {error}").to_fault()
+            answer = protocol.Refused(id=message.id, fault=fault)
+        finally:
+            wire.close_all(fds)
+        if answer is not None:
+            self._send(answer)
+
+    def _answer(self, message: protocol.Request, fds: list[int]) -> protocol.Answer | None:
+        match message:
+            case protocol.Hello():
+                return self._hello(message)
+            case protocol.Resolve() | protocol.CacheList() | protocol.CacheRemove() | protocol.CacheVerify():
+                self._begin(message)
+                return None
+            case protocol.Attach():
+                self._attach(message, fds)
+            case protocol.Grant():
+                source = self._repository(Reference.parse(message.reference), message.access)
+                self._engine.grant(self._mount(message.mount).mount, message.grant, source)
+            case protocol.Revoke():
+                self._engine.revoke(self._mount(message.mount).mount, message.grant)
+            case protocol.Detach():
+                self._detach(self._mount(message.mount))
+                del self._mounts[message.mount]
+            case protocol.Progress():
+                return self._engine.progress(self._mount(message.mount).mount, message.id)
+            case protocol.Cancel():
+                with self._lock:
+                    running = self._long.get(message.id)
+                if running is not None:
+                    running.set()
+                return None
+        return protocol.Done(id=message.id)
+
+    @staticmethod
+    def _hello(message: protocol.Hello) -> protocol.Answer:
+        if message.version != protocol.VERSION:
+            raise InvalidRequest(
+                f"the fetcher speaks version {protocol.VERSION} of its protocol, the caller version {message.version}",
+                fix="use one version of weightless for one cache directory",
+            )
+        return protocol.Welcome(id=message.id, pid=os.getpid())
+
+    def _repository(self, reference: Reference, access: Access) -> Repository:
+        return Repository(reference, access, self._transport)
+
+    def _mount(self, name: str) -> _Attached:
+        try:
+            return self._mounts[name]
+        except KeyError:
+            raise NotFound("nothing is attached under this name", where=name) from None
+
+    def _attach(self, message: protocol.Attach, fds: list[int]) -> None:
+        if len(fds) != 2:
+            raise InvalidRequest(f"attach comes with 2 descriptors, not {len(fds)}", where=message.mount)
+        try:
+            content = wire.read_whole(fds[1], inode_table.MAX_TABLE_BYTES)
+        except (OSError, ValueError) as error:
+            raise InvalidArtifact(f"the inode table cannot be read: {error}", where=message.mount) from error
+        table = inode_table.decode(content)
+        keys = [BlobKey(Digest.parse(blob.digest), blob.size) for blob in table.blobs]
+        attached = self._mounts.get(message.mount)
+        if attached is not None and [blob.key for blob in attached.mount.blobs] != keys:
+            raise Conflict("another table is attached under this name", where=message.mount, fix="detach it first")
+        sock = socket.socket(fileno=fds.pop(0))
+        if attached is None:
+            attached = _Attached(self._engine.attach(message.mount, keys), None)
+            self._mounts[message.mount] = attached
+        elif attached.session is not None:
+            attached.session.close()  # a new worker takes the place of the old one
+        attached.session = Session(self._engine, attached.mount, sock)
+        attached.session.start()
+
+    def _detach(self, attached: _Attached) -> None:
+        if attached.session is not None:
+            attached.session.close()
+        self._engine.detach(attached.mount)
+
+    # ---- what takes long ----
+
+    def _begin(
+        self, message: protocol.Resolve | protocol.CacheList | protocol.CacheRemove | protocol.CacheVerify
+    ) -> None:
+        cancel = threading.Event()
+        with self._lock:
+            if len(self._long) >= _MOST_LONG_REQUESTS:
+                raise InvalidRequest(f"{_MOST_LONG_REQUESTS} requests are under way already", fix="try again later")
+            if message.id in self._long:
+                raise InvalidRequest(f"request {message.id} is under way already")
+            self._long[message.id] = cancel
+
+        def work() -> None:
+            try:
+                self._serve_long(message, cancel)
+            finally:
+                with self._lock:
+                    self._long.pop(message.id, None)
+
+        threading.Thread(target=work, name=f"request-{message.id}", daemon=True).start()
+
+    def _serve_long(
+        self,
+        message: protocol.Resolve | protocol.CacheList | protocol.CacheRemove | protocol.CacheVerify,
+        cancel: threading.Event,
+    ) -> None:
+        try:
+            match message:
+                case protocol.Resolve():
+                    self._resolve(message, cancel)
+                case protocol.CacheList():
+                    self._send_blobs(message.id, self._inventory.blobs())
+                case protocol.CacheRemove():
+                    self._send_blobs(message.id, self._inventory.remove(message.digests))
+                case protocol.CacheVerify():
+                    self._send_blobs(message.id, self._inventory.verify(message.digests, cancel))
+        except WeightlessError as error:
+            shown = Cancelled("given up") if cancel.is_set() else error
+            self._send(protocol.Refused(id=message.id, fault=shown.to_fault()))
+        except Exception as error:  # noqa: BLE001  (the edge of a thread)
+            _log.exception("request_failed", request=type(message).__name__)
+            fault = WeightlessError(f"internal error: {error}").to_fault()
+            self._send(protocol.Refused(id=message.id, fault=fault))
+
+    def _resolve(self, message: protocol.Resolve, cancel: threading.Event) -> None:
+        reference = Reference.parse(message.reference)
+        repository = self._repository(reference, message.access)
+        with EngineReader(self._engine, repository, cancel) as reader:
+            found = resolve(reference, repository, self._engine.store.objects, reader, message.view, cancel=cancel)
+        if cancel.is_set():
+            raise Cancelled("given up", where=message.reference)
+        fd = wire.sealed_memfd("table", found.encoded)
+        try:
+            answer = protocol.Resolved(
+                id=message.id,
+                digest=str(found.manifest_digest),
+                reference=str(found.reference),
+                media_type=found.media_type,
+                table=inode_table.identity(found.encoded),
+                bytes_total=found.table.total_bytes,
+                files=sum(node.kind == "f" for node in found.table.nodes),
+            )
+            self._send(answer, (fd,))
+        finally:
+            os.close(fd)
+
+    def _send_blobs(self, request_id: int, blobs: Iterator[protocol.CachedBlob]) -> None:
+        batch: list[protocol.CachedBlob] = []
+        for blob in blobs:
+            batch.append(blob)
+            if len(batch) == _BLOBS_A_MESSAGE:
+                self._send(protocol.CacheBlobs(id=request_id, blobs=tuple(batch), last=False))
+                batch.clear()
+        self._send(protocol.CacheBlobs(id=request_id, blobs=tuple(batch), last=True))
+
+    def _send(self, answer: protocol.Answer, fds: tuple[int, ...] = ()) -> None:
+        try:
+            self._channel.send(answer, fds)
+        except OSError:
+            self._channel.hang_up()  # gone; the receiving thread sees it and cleans up

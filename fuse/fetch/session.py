@@ -1,0 +1,162 @@
+"""One worker's session: its requests to the engine, the engine's answers to it.
+
+A thread receives. Answers are sent at once by the thread that has them, without blocking; what does not fit into the socket
+waits for a second thread, which is started only then: a slow worker slows nobody else. A worker is not trusted: it may ask for
+the blobs of its mount's table by number, and is hung up on when it sends anything else, or takes nothing while it asks on.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from fuse import wire
+from fuse.fetch import protocol
+from fuse.fetch.engine import PRIORITIES, Engine
+from fuse.fetch.mounts import Mount
+
+_MOST_WAITING: Final = 16384
+_FULL: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS))
+
+_log = structlog.get_logger(__name__)
+
+
+class Session:
+    """Serves one session socket until its peer is gone or `close` is called."""
+
+    def __init__(self, engine: Engine, mount: Mount, sock: socket.socket) -> None:
+        self._engine = engine
+        self._mount = mount
+        sock.settimeout(None)
+        self._channel: wire.Channel[protocol.FromWorker] = wire.Channel(sock, protocol.FromWorker)
+        self._state = threading.Condition(threading.Lock())
+        self._waiting: deque[tuple[protocol.ToWorker, tuple[int, ...]]] = deque()
+        self._writer_busy = False
+        self._writer: threading.Thread | None = None
+        self._closed = False
+        self._port = engine.open_port(mount, self)
+        self._reader = threading.Thread(target=self._read, name=f"session-{mount.name}", daemon=True)
+
+    def start(self) -> None:
+        self._reader.start()
+
+    def close(self) -> None:
+        """Hangs up; the threads end by themselves."""
+        self._channel.hang_up()
+
+    def join(self) -> None:
+        self._reader.join()
+
+    # ---- answers ----
+
+    def send(self, message: protocol.ToWorker, fds: Sequence[int] = ()) -> None:
+        with self._state:
+            if self._closed:
+                wire.close_all(fds)
+                return
+            if not self._waiting and not self._writer_busy and self._send_nowait(message, fds):
+                wire.close_all(fds)
+                return
+            self._append(message, tuple(fds))
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, name=f"answers-{self._mount.name}", daemon=True)
+                self._writer.start()
+            self._state.notify()
+
+    def _append(self, message: protocol.ToWorker, fds: tuple[int, ...]) -> None:
+        last = self._waiting[-1][0] if self._waiting else None
+        if (
+            isinstance(message, protocol.Ready)
+            and isinstance(last, protocol.Ready)
+            and last.blob == message.blob
+            and last.first + last.count == message.first
+        ):
+            both = protocol.Ready(blob=last.blob, first=last.first, count=last.count + message.count)
+            self._waiting[-1] = (both, ())
+            return
+        self._waiting.append((message, fds))
+        if len(self._waiting) > _MOST_WAITING:
+            _log.warning("session_overrun", mount=self._mount.name)
+            self._channel.hang_up()
+
+    def _send_nowait(self, message: protocol.ToWorker, fds: Sequence[int]) -> bool:
+        """False when the message has to wait. A peer that is gone takes everything."""
+        try:
+            self._channel.sock.sendmsg([wire.encode(message)], wire.rights(fds), socket.MSG_DONTWAIT)
+        except OSError as error:
+            return error.errno not in _FULL
+        return True
+
+    def _write(self) -> None:
+        while True:
+            with self._state:
+                self._writer_busy = False
+                self._state.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                message, fds = self._waiting.popleft()
+                self._writer_busy = True
+            try:
+                self._send_patiently(message, fds)
+            except OSError:
+                self._channel.hang_up()
+            finally:
+                wire.close_all(fds)
+
+    def _send_patiently(self, message: protocol.ToWorker, fds: Sequence[int]) -> None:
+        while True:
+            try:
+                self._channel.send(message, fds)
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                time.sleep(0.01)  # too many descriptors in flight: the worker has to take some first
+            else:
+                return
+
+    # ---- requests ----
+
+    def _read(self) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                message, fds = received
+                wire.close_all(fds)
+                self._serve(message)
+        except (ValueError, IndexError) as error:
+            _log.warning("session_refused", mount=self._mount.name, error=str(error))
+        except Exception:  # noqa: BLE001  (the edge of a thread)
+            _log.exception("session_broken", mount=self._mount.name)
+        finally:
+            self._end()
+
+    def _serve(self, message: protocol.FromWorker) -> None:
+        if not 0 <= message.blob < len(self._mount.blobs):
+            raise IndexError(f"the mount has no blob {message.blob}")
+        match message:
+            case protocol.Want():
+                self._engine.want(self._port, message.blob, message.first, message.count, PRIORITIES[message.priority])
+            case protocol.Open():
+                self._engine.open(self._port, message.blob)
+            case protocol.Damaged():
+                self._engine.damaged(self._port, message.blob, message.first, message.count)
+
+    def _end(self) -> None:
+        self._engine.close_port(self._port)
+        self._channel.hang_up()  # ends a writer that is blocked in sending
+        with self._state:
+            self._closed = True
+            waiting, self._waiting = self._waiting, deque()
+            self._state.notify_all()
+            writer = self._writer
+        for _, fds in waiting:
+            wire.close_all(fds)
+        if writer is not None:
+            writer.join()
+        self._channel.close()

@@ -1,0 +1,222 @@
+"""The lanes: threads that carry one run at a time from a registry into the cache.
+
+For each block of 1 MiB: read from the socket into the lane's own buffer, one checksum, one write, one 8-byte store in the index.
+Nothing is kept between runs but the buffer and, in the registry's client, the connection. What fails is told to the engine, which
+decides; a lane never sleeps over a failure.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final
+
+import structlog
+
+from fuse.cache.index import BLOCK_BYTES, block_length, entry_of
+from fuse.errors import Corrupt, InvalidArtifact, Unavailable, WeightlessError
+from fuse.fetch.blobs import BlobState, Grant, Stream
+from fuse.fetch.engine import Engine
+from fuse.fetch.queue import Priority, Run
+
+_REST_S: Final = 0.1
+"""A background run goes on after so long, even if readers still wait: it slows down, it does not stop."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Lanes:
+    """All transfer threads of the process."""
+
+    def __init__(self, engine: Engine, *, connections: int, urgent_connections: int) -> None:
+        urgent = min(urgent_connections, max(0, connections - 1))
+        self._lanes = [_Lane(engine, number, urgent_only=number < urgent) for number in range(max(1, connections))]
+
+    def start(self) -> None:
+        for lane in self._lanes:
+            lane.start()
+
+    def join(self, timeout_s: float) -> None:
+        """Waits for the lanes to end, after `Dispatcher.close`; those in a blocking read are left behind."""
+        deadline = time.monotonic() + timeout_s
+        for lane in self._lanes:
+            lane.join(max(0.0, deadline - time.monotonic()))
+
+
+class _Lane(threading.Thread):
+    def __init__(self, engine: Engine, number: int, *, urgent_only: bool) -> None:
+        super().__init__(name=f"lane-{number}", daemon=True)
+        self._engine = engine
+        self._urgent_only = urgent_only
+        self._buffer = memoryview(bytearray(BLOCK_BYTES))
+        self._last_byte = 0.0
+
+    def run(self) -> None:
+        while (run := self._engine.dispatch.take(urgent_only=self._urgent_only)) is not None:
+            try:
+                self._carry(run)
+            finally:
+                self._engine.done(run)
+
+    def _carry(self, run: Run[BlobState]) -> None:
+        engine, blob = self._engine, run.blob
+        grant = engine.grant_for(blob)
+        self._last_byte = time.monotonic()
+        if grant is None:
+            engine.temporary(run, None, _no_grant(), self._last_byte)
+            return
+        engine.prepare(blob, make=True)
+        reserved = self._reserve(run)
+        if reserved is None:
+            return
+        cached_before = blob.bytes_cached
+        try:
+            self._request(run, grant, lend=not reserved)
+        except WeightlessError as error:
+            if error.temporary:
+                engine.temporary(run, grant, error, self._last_byte)
+            else:
+                engine.permanent(run, grant, error)
+        except Exception as error:  # noqa: BLE001  (the edge of a thread)
+            # A mistake of ours must neither end the lane nor leave a reader waiting without a retry.
+            _log.exception("transfer_broken", digest=str(blob.digest))
+            engine.temporary(run, grant, Unavailable(f"internal error: {error}"), self._last_byte)
+        finally:
+            if reserved:
+                engine.space.settle(reserved, min(reserved, max(0, blob.bytes_cached - cached_before)))
+
+    def _reserve(self, run: Run[BlobState]) -> int | None:
+        """Room for the run: its bytes; 0 when there is none but a reader waits (its blocks are lent); None: leave it."""
+        engine, blob = self._engine, run.blob
+        first, end = (0, blob.blocks) if blob.indivisible else (run.next, run.end)
+        wanted = min(end * BLOCK_BYTES, blob.size) - first * BLOCK_BYTES
+        granted = engine.space.reserve(wanted, least=wanted if blob.indivisible else BLOCK_BYTES) if blob.writer else 0
+        if granted >= wanted:
+            if run.priority is not Priority.DEMAND:
+                engine.room_again()
+            return granted
+        if granted:
+            engine.dispatch.shorten(run, granted // BLOCK_BYTES)
+            return granted
+        engine.no_room()
+        return 0 if run.priority is Priority.DEMAND else None
+
+    def _request(self, run: Run[BlobState], grant: Grant, *, lend: bool) -> None:
+        engine, blob = self._engine, run.blob
+        first, end = run.next, run.end
+        if first >= end:
+            return
+        offset = first * BLOCK_BYTES
+        length = min(end * BLOCK_BYTES, blob.size) - offset
+        engine.count_request(blob)
+        began = time.monotonic()
+        with grant.source.open_blob(blob.digest, blob.size, offset, length, lane=self) as stream:
+            if blob.indivisible:
+                self._receive_small(run, stream, lend=lend)
+                return
+            if stream.start != offset or stream.length > length:
+                self._check_whole(blob, stream)
+                if not engine.dispatch.widen(run):
+                    return  # another lane streams the whole; what this run was for waits for it
+            elif BLOCK_BYTES <= stream.length < length:
+                engine.dispatch.shorten(run, stream.length // BLOCK_BYTES)  # the server gives less at a time
+            self._receive(run, grant, stream, lend=lend)
+        fetched = run.next - first
+        if fetched >= 8 and not run.whole:
+            engine.dispatch.note_speed((time.monotonic() - began) / fetched)
+
+    @staticmethod
+    def _check_whole(blob: BlobState, stream: Stream) -> None:
+        if stream.start != 0:
+            raise Unavailable(f"{stream.source} sent another range than was asked for", where=str(blob.digest))
+        if stream.length != blob.size:
+            raise InvalidArtifact(
+                f"the registry's blob has {stream.length} bytes, the manifest promises {blob.size}",
+                where=str(blob.digest),
+                fix="push the artifact again",
+            )
+
+    def _receive(self, run: Run[BlobState], grant: Grant, stream: Stream, *, lend: bool) -> None:
+        engine, blob = self._engine, run.blob
+        background = run.priority is Priority.BACKGROUND
+        writer = blob.writer
+        while not engine.must_stop(run, grant):
+            if background:
+                engine.dispatch.give_way(run, _REST_S)
+            block = run.next
+            content = self._buffer[: block_length(blob.size, block)]
+            self._fill(content, stream)
+            if run.whole and (_is_there(blob, block) or engine.dispatch.fetched_elsewhere(run, block)):
+                engine.dispatch.skip(run, block)
+                continue
+            if not lend and writer is not None:
+                entry = entry_of(content)
+                try:
+                    writer.write(block, content)
+                except OSError as error:
+                    lend = not self._write_again(blob, block, content, error)
+                if not lend:
+                    engine.publish(run, block, entry)
+                    continue
+            engine.lend(run, block, content)
+            if run.priority is not Priority.DEMAND:
+                return  # nobody waits for the rest
+
+    def _write_again(self, blob: BlobState, block: int, content: memoryview, error: OSError) -> bool:
+        """The disk refused a block: once more, after evicting something. False: it cannot be cached."""
+        _log.warning("block_not_written", digest=str(blob.digest), block=block, error=str(error))
+        if self._engine.space.make_room(BLOCK_BYTES) and blob.writer is not None:
+            try:
+                blob.writer.write(block, content)
+            except OSError:
+                pass
+            else:
+                return True
+        self._engine.no_room()
+        return False
+
+    def _receive_small(self, run: Run[BlobState], stream: Stream, *, lend: bool) -> None:
+        """A small blob is compared with its digest before anybody sees a byte of it."""
+        engine, blob = self._engine, run.blob
+        if stream.length != blob.size or stream.start != 0:
+            self._check_whole(blob, stream)
+        whole = memoryview(bytearray(blob.size))
+        self._fill(whole, stream)
+        if not blob.digest.matches(bytes(whole)):
+            raise Corrupt(
+                f"the bytes that {stream.source} sent do not match the digest",
+                where=str(blob.digest),
+                fix="the registry or a mirror serves wrong content; remove it there, then mount again",
+            )
+        parts = [whole[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] for block in range(blob.blocks)]
+        if not lend and blob.writer is not None:
+            for block, content in enumerate(parts):
+                try:
+                    blob.writer.write(block, content)
+                except OSError as error:
+                    lend = not self._write_again(blob, block, content, error)
+                    if lend:
+                        break
+            else:
+                engine.publish_all(run, [(block, entry_of(content)) for block, content in enumerate(parts)])
+                return
+        for block, content in enumerate(parts):
+            engine.lend(run, block, content)
+
+    def _fill(self, content: memoryview, stream: Stream) -> None:
+        got = 0
+        length = len(content)
+        while got < length:
+            count = stream.readinto(content[got:] if got else content)
+            if not count:
+                raise Unavailable(f"{stream.source} ended its answer early")
+            got += count
+        self._last_byte = time.monotonic()
+
+
+def _no_grant() -> Unavailable:
+    return Unavailable("no credentials for this registry are held at the moment", fix="it goes on when they are given")
+
+
+def _is_there(blob: BlobState, block: int) -> bool:
+    return blob.writer is not None and blob.writer.index[block] != 0

@@ -1,0 +1,135 @@
+"""Reading a cached blob while it fills."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fuse.artifact.digest import Digest
+from fuse.cache.blob import CachedBlob
+from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length, entry_of
+from fuse.cache.store import BlobKey, BlobWriter, CacheStore
+from fuse.errors import Corrupt
+from tests.support.fetcher import pattern
+
+SIZE = 5 * BLOCK_BYTES + 777
+CONTENT = pattern(SIZE)
+KEY = BlobKey(Digest.of(CONTENT), SIZE)
+
+
+def put(writer: BlobWriter, *blocks: int) -> None:
+    for block in blocks:
+        content = memoryview(CONTENT)[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
+        writer.write(block, content)
+        writer.index.publish(block, entry_of(content))
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[BlobWriter]:
+    writer = CacheStore(tmp_path).open(KEY)
+    yield writer
+    writer.close()
+
+
+@pytest.fixture
+def blob(writer: BlobWriter) -> Iterator[CachedBlob]:
+    blob = CachedBlob(*writer.reader_fds())
+    yield blob
+    blob.close()
+
+
+def test_blocks_appear_as_they_are_published(writer: BlobWriter, blob: CachedBlob) -> None:
+    """A reader that was open before sees a block the moment it is published, with its bytes."""
+    assert not blob.has(5)
+    put(writer, 5, 1)
+
+    assert blob.has(5)
+    assert blob.missing(0, 6) == [(0, 1), (2, 3)]
+    assert blob.check(5)
+    assert blob.read(5 * BLOCK_BYTES, BLOCK_BYTES) == CONTENT[5 * BLOCK_BYTES :]
+    assert blob.read(BLOCK_BYTES + 3, 10) == CONTENT[BLOCK_BYTES + 3 : BLOCK_BYTES + 13]
+
+
+def test_a_torn_block_is_found_at_its_first_use(writer: BlobWriter, blob: CachedBlob) -> None:
+    """An entry whose data did not reach the disk does not pass for a block."""
+    put(writer, 0, 5)
+    os.pwrite(writer.fd, bytes(4096), 8192)
+    os.pwrite(writer.fd, b"\xfe", SIZE - 1)
+
+    assert not blob.check(0)
+    assert not blob.check(5)
+    assert not blob.is_checked(0)
+
+
+def test_what_was_seen_to_arrive_needs_no_check(writer: BlobWriter, blob: CachedBlob) -> None:
+    """`note_arrived` spares the check; `doubt` brings it back."""
+    put(writer, 0, 1)
+    os.pwrite(writer.fd, b"\xff", 0)
+    blob.note_arrived(0, 2)
+
+    assert blob.check(0)
+    assert blob.is_checked(0, 2)
+    blob.doubt(0)
+    assert not blob.check(0)
+    assert blob.check(1)
+
+
+def test_an_absent_block_never_passes_the_check(blob: CachedBlob) -> None:
+    """A hole reads as zeros, and is not taken for data."""
+    assert not blob.check(2)
+
+
+def test_reads_are_cut_at_the_end(writer: BlobWriter, blob: CachedBlob) -> None:
+    """Nothing is read beyond the blob, whatever is asked."""
+    put(writer, *range(6))
+
+    assert blob.read(SIZE - 5, 100) == CONTENT[-5:]
+    assert blob.read(SIZE, 1) == b""
+    assert blob.read(SIZE + 5, 1) == b""
+    assert blob.blocks_of(SIZE - 1, 100) == (5, 1)
+    assert blob.blocks_of(SIZE, 100)[1] == 0
+
+
+def test_a_read_without_waiting_gives_all_or_nothing(writer: BlobWriter, blob: CachedBlob) -> None:
+    """Bytes in the page cache come at once, complete; else None."""
+    put(writer, *range(6))
+    got = blob.try_read_nowait(100, 2 * BLOCK_BYTES)
+
+    assert got is None or bytes(got) == CONTENT[100 : 100 + 2 * BLOCK_BYTES]
+    blob.drop_pages(0, SIZE)
+    again = blob.try_read_nowait(SIZE - block_length(SIZE, 5), BLOCK_BYTES)
+    assert again is None or bytes(again) == CONTENT[5 * BLOCK_BYTES :]
+
+
+def test_flags_show(writer: BlobWriter, blob: CachedBlob) -> None:
+    """Complete, verified and rejected are seen by readers that were open before."""
+    assert (blob.complete, blob.verified, blob.rejected) == (False, False, False)
+    writer.index.set_flags(COMPLETE | VERIFIED | REJECTED)
+
+    assert (blob.complete, blob.verified, blob.rejected) == (True, True, True)
+
+
+def test_readers_cannot_write(writer: BlobWriter) -> None:
+    """The descriptors that a worker gets do not let it change the cache."""
+    data, index = writer.reader_fds()
+    try:
+        for fd in (data, index):
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.write(fd, b"x")
+    finally:
+        os.close(data)
+        os.close(index)
+
+
+def test_files_that_do_not_belong_together_are_refused(writer: BlobWriter) -> None:
+    """Data shorter than its index is no blob; both descriptors are closed."""
+    data, index = writer.reader_fds()
+    os.truncate(writer.fd, 10)
+    with pytest.raises(Corrupt):
+        CachedBlob(data, index)
+    for fd in (data, index):
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)

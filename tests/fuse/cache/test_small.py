@@ -1,0 +1,81 @@
+"""Objects by name, and the arithmetic of room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuse.cache.objects import ObjectStore
+from fuse.cache.quota import Candidate, Disk, Limits, shortage, victims
+
+
+def test_an_object_is_whole_or_absent(tmp_path: Path) -> None:
+    """A torn object is forgotten, never returned."""
+    store = ObjectStore(tmp_path)
+    store.put("tables", "sha256:ab", b"content")
+    path = tmp_path / "tables" / "sha256-ab"
+
+    assert store.get("tables", "sha256:ab") == b"content"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.get("tables", "sha256:ab") is None
+    assert not path.exists()
+    assert store.get("tables", "never") is None
+
+
+def test_an_object_that_cannot_be_kept_is_no_error(tmp_path: Path) -> None:
+    """Remembering is a favour: where the disk refuses, the caller goes on."""
+    (tmp_path / "tables").write_text("a file where a directory should be")
+    store = ObjectStore(tmp_path)
+    store.put("tables", "x", b"content")
+
+    assert store.get("tables", "x") is None
+
+
+@pytest.mark.parametrize("key", ["../x", "", ".hidden", "a/b", "x" * 300])
+def test_keys_cannot_leave_the_store(tmp_path: Path, key: str) -> None:
+    """A key is a file name, nothing else."""
+    with pytest.raises(ValueError, match="cannot name"):
+        ObjectStore(tmp_path).get("tables", key)
+
+
+candidates = st.lists(
+    st.builds(
+        Candidate,
+        name=st.text("abc", min_size=1),
+        disk_bytes=st.integers(0, 100),
+        used_at=st.floats(0, 10),
+        pinned=st.booleans(),
+        rejected=st.booleans(),
+    ),
+    max_size=12,
+)
+
+
+@given(candidates, st.integers(0, 300))
+def test_eviction_takes_enough_in_order_and_nothing_pinned(found: list[Candidate], lacking: int) -> None:
+    """Rejected first, then least recently used; no more than needed; never what is held."""
+    chosen = victims(found, lacking)
+    left = [c for c in found if not c.pinned and c not in chosen]
+
+    assert not any(c.pinned for c in chosen)
+    assert sum(c.disk_bytes for c in chosen) >= lacking or not left
+    assert not chosen or sum(c.disk_bytes for c in chosen[:-1]) < lacking
+    for kept in left:
+        assert all((not c.rejected, c.used_at) <= (not kept.rejected, kept.used_at) for c in chosen)
+
+
+@given(st.integers(0, 50), st.integers(0, 100), st.integers(0, 100), st.integers(0, 60))
+def test_what_shortage_names_is_exactly_what_must_go(quota: int, used: int, free: int, wanted: int) -> None:
+    """Having freed so much, quota and floor hold after the write; with one byte less they do not."""
+    limits = Limits(quota_bytes=quota, free_space_fraction=0.1)
+    disk = Disk(total_bytes=200, free_bytes=free)
+    lacking = shortage(limits, disk, used_bytes=used, wanted_bytes=wanted)
+
+    def fits(freed: int) -> bool:
+        return (not quota or used - freed + wanted <= quota) and free + freed - wanted >= 20
+
+    assert fits(lacking)
+    assert lacking == 0 or not fits(lacking - 1)

@@ -1,0 +1,347 @@
+"""The queue against a model: sets of blocks that are wanted, in flight and present."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuse.fetch.queue import FAR, RUN_LIMITS, Priority, Queue, Run
+
+DEMAND, READAHEAD, BACKGROUND = Priority.DEMAND, Priority.READAHEAD, Priority.BACKGROUND
+
+
+class FakeBlob:
+    """Presence as a set."""
+
+    def __init__(self, blocks: int, *, indivisible: bool = False) -> None:
+        self.blocks = blocks
+        self.indivisible = indivisible
+        self.present: set[int] = set()
+
+    def first_absent(self, first: int, end: int) -> int:
+        if self.indivisible:
+            return end if len(self.present) == self.blocks else first
+        return next((block for block in range(first, end) if block not in self.present), max(first, end))
+
+    def first_present(self, first: int, end: int) -> int:
+        if self.indivisible:
+            return end
+        return next((block for block in range(first, end) if block in self.present), max(first, end))
+
+
+def bring(queue: Queue[FakeBlob], run: Run[FakeBlob], count: int | None = None) -> None:
+    """The run's next blocks arrive."""
+    while run.next < run.end and (count is None or count > 0):
+        run.blob.present.add(run.next)
+        queue.arrived(run, run.next)
+        count = None if count is None else count - 1
+
+
+def take(queue: Queue[FakeBlob], *, urgent_only: bool = False, now: float = 0.0) -> Run[FakeBlob]:
+    run = queue.next_run(now, urgent_only=urgent_only)
+    assert run is not None
+    return run
+
+
+def drain(queue: Queue[FakeBlob]) -> list[tuple[Any, int, int]]:
+    """Runs everything that is left, one after the other; what was fetched."""
+    fetched = []
+    while (run := queue.next_run(1e9, urgent_only=False)) is not None:
+        first = run.next
+        bring(queue, run)
+        fetched.append((run.blob, first, run.end))
+        queue.finish(run)
+    return fetched
+
+
+blob_numbers = st.sampled_from((0, 0, 0, 1, 2))
+wants = st.tuples(
+    st.just("want"),
+    st.integers(0, 2),
+    blob_numbers,
+    st.integers(0, 99),
+    st.sampled_from((1, 2, 5, 30, 100)),
+    st.sampled_from(Priority),
+)
+takes = st.tuples(st.just("take"), st.booleans())
+arrivals = st.tuples(st.just("arrive"), st.integers(0, 9), st.integers(1, 20))
+finishes = st.tuples(st.just("finish"), st.integers(0, 9))
+rare = st.one_of(
+    st.tuples(st.just("hold"), blob_numbers, st.integers(0, 20)),
+    st.tuples(st.just("release"), blob_numbers),
+    st.tuples(st.just("drop"), st.integers(0, 2)),
+    st.tuples(st.just("widen"), st.integers(0, 9)),
+    st.tuples(st.just("forget"), blob_numbers, st.integers(0, 99)),
+    st.tuples(st.just("fail"), blob_numbers),
+    st.tuples(st.just("full"), st.booleans()),
+)
+# Wishing and taking are the usual thing: scripts of nothing but rarities never get two runs into each other's way.
+operations = st.lists(st.one_of(wants, takes, wants, takes, arrivals, finishes, rare), min_size=8, max_size=60)
+
+
+@settings(max_examples=400, deadline=None)
+@given(operations)
+def test_nothing_is_fetched_twice_at_once_and_nobody_is_forgotten(script: list[Any]) -> None:
+    """Whatever happens, in-flight runs are disjoint and absent, and what is wanted can be reached by running on."""
+    blobs = [FakeBlob(100), FakeBlob(37), FakeBlob(3, indivisible=True)]
+    queue: Queue[FakeBlob] = Queue(3)
+    runs: list[Run[FakeBlob]] = []
+    wanted: dict[int, set[tuple[int, int]]] = {0: set(), 1: set(), 2: set()}
+    now = 0.0
+
+    def check() -> None:
+        for blob in blobs:
+            covered = Counter(
+                block for run in runs if run.blob is blob and not run.whole for block in range(run.next, run.end)
+            )
+            assert not covered or max(covered.values()) == 1
+            if not blob.indivisible:
+                assert not set(covered) & blob.present
+        for owner, blocks in wanted.items():
+            outstanding = {
+                (blobs.index(wish.blob), block)
+                for wish in queue.wishes()
+                if wish.owner == owner
+                for block in range(wish.first, wish.end)
+            }
+            # A run that started for this owner brings its blocks; one that is cut gives them back.
+            outstanding |= {
+                (blobs.index(run.blob), block)
+                for run in runs
+                if run.owner == owner
+                for block in range(run.next, run.end)
+            }
+            for number, block in blocks:
+                if block not in blobs[number].present:
+                    assert (number, block) in outstanding, (owner, number, block)
+
+    for operation in script:
+        match operation:
+            case ("want", owner, number, first, count, priority):
+                queue.want(owner, blobs[number], first, count, priority)
+                blocks = range(first, min(first + count, blobs[number].blocks))
+                if blobs[number].indivisible and blocks:
+                    blocks = range(blobs[number].blocks)
+                wanted[owner] |= {(number, block) for block in blocks}
+            case ("take", urgent_only):
+                now += 1
+                run = queue.next_run(now, urgent_only=urgent_only)
+                if run is not None:
+                    assert run.first < run.end
+                    assert not (urgent_only and run.priority is BACKGROUND)
+                    assert not (queue.only_demand and run.priority is not DEMAND)
+                    assert not any(other.whole and other.blob is run.blob for other in runs)
+                    runs.append(run)
+            case ("arrive", which, count) if runs:
+                bring(queue, runs[which % len(runs)], count)
+            case ("finish", which) if runs:
+                queue.finish(runs.pop(which % len(runs)))
+            case ("hold", number, seconds):
+                queue.hold(blobs[number], now + seconds)
+            case ("release", number):
+                queue.release(blobs[number])
+            case ("drop", owner):
+                queue.drop_owner(owner)
+                wanted[owner] = set()
+            case ("widen", which) if runs:
+                run = runs[which % len(runs)]
+                if not run.blob.indivisible and not run.whole and not queue.widen(run):
+                    queue.finish(run)
+                    runs.remove(run)
+            case ("forget", number, block):
+                blob = blobs[number]
+                # As the engine does: nobody forgets what is in flight, and the blocks that were had are not wanted any more.
+                if block in blob.present and not queue.in_flight(blob, block):
+                    blob.present.discard(block)
+                    for blocks_of_owner in wanted.values():
+                        blocks_of_owner.discard((number, block))
+            case ("fail", number):
+                queue.drop_blob(blobs[number], demand_only=False)
+                for run in [run for run in runs if run.blob is blobs[number]]:
+                    run.end = run.next
+                    queue.finish(run)
+                    runs.remove(run)
+                for owner, blocks_of_owner in wanted.items():
+                    wanted[owner] = {item for item in blocks_of_owner if item[0] != number}
+            case ("full", full):
+                queue.only_demand = full
+        check()
+
+    queue.only_demand = False
+    for blob in blobs:
+        queue.release(blob)
+    for run in runs:
+        bring(queue, run, 1)
+        queue.finish(run)
+    drain(queue)
+    assert all(block in blobs[number].present for blocks in wanted.values() for number, block in blocks)
+    assert not list(queue.wishes())
+    assert not list(queue.runs())
+
+
+def test_demand_comes_before_readahead_before_background() -> None:
+    """Priorities rule over the order of arrival and over owners."""
+    queue: Queue[FakeBlob] = Queue()
+    a, b, c = FakeBlob(10), FakeBlob(10), FakeBlob(10)
+    queue.want(1, a, 0, 10, BACKGROUND)
+    queue.want(2, b, 0, 10, READAHEAD)
+    queue.want(3, c, 4, 2, DEMAND)
+
+    assert [blob for blob, _, _ in drain(queue)] == [c, b, a, a]
+
+
+def test_urgent_lanes_leave_background_alone() -> None:
+    """Connections that are kept for readers do not take background runs."""
+    queue: Queue[FakeBlob] = Queue()
+    queue.want(1, FakeBlob(10), 0, 10, BACKGROUND)
+
+    assert queue.next_run(0, urgent_only=True) is None
+    assert queue.next_run(0, urgent_only=False) is not None
+
+
+def test_neighbouring_demands_share_a_request() -> None:
+    """READs of several readers that touch are one ranged GET."""
+    queue: Queue[FakeBlob] = Queue()
+    blob = FakeBlob(100)
+    for owner, block in ((1, 3), (2, 4), (1, 5), (1, 50)):
+        queue.want(owner, blob, block, 1, DEMAND)
+    run = take(queue)
+
+    assert (run.first, run.end) == (3, 6)
+    other = take(queue)
+    assert (other.first, other.end) == (50, 51)
+
+
+def test_a_far_demand_cuts_a_long_run() -> None:
+    """A block at the end of a long background run is fetched at once, and the rest is not lost."""
+    queue: Queue[FakeBlob] = Queue(1)
+    blob = FakeBlob(64)
+    queue.want(1, blob, 0, 64, BACKGROUND)
+    long = take(queue)
+    bring(queue, long, 2)
+    queue.want(2, blob, 40, 1, DEMAND)
+    short = take(queue, urgent_only=True)
+
+    assert (short.first, short.end) == (40, 41)
+    assert long.end == 40
+    bring(queue, short)
+    queue.finish(short)
+    bring(queue, long)
+    queue.finish(long)
+    drain(queue)
+    assert blob.present == set(range(64))
+
+
+def test_a_near_demand_waits_for_the_run_that_brings_it() -> None:
+    """What comes in a moment anyway is not asked for twice; the run becomes urgent."""
+    queue: Queue[FakeBlob] = Queue(1)
+    blob = FakeBlob(64)
+    queue.want(1, blob, 0, 64, BACKGROUND)
+    long = take(queue)
+    queue.want(2, blob, FAR, 1, DEMAND)
+
+    assert queue.next_run(0, urgent_only=True) is None
+    assert long.urgent
+    assert long.end == 64
+    assert not queue.should_yield(long)
+
+
+def test_background_yields_to_readers() -> None:
+    """While a reader waits for another run, background runs are told to rest."""
+    queue: Queue[FakeBlob] = Queue(1)
+    a, b = FakeBlob(64), FakeBlob(64)
+    queue.want(1, a, 0, 64, BACKGROUND)
+    background = take(queue)
+    assert not queue.should_yield(background)
+    queue.want(2, b, 0, 1, DEMAND)
+    assert queue.should_yield(background)
+    demand = take(queue)
+    assert queue.should_yield(background)
+    bring(queue, demand)
+    queue.finish(demand)
+
+    assert not queue.should_yield(background)
+
+
+def test_owners_take_turns() -> None:
+    """Two mounts share the lanes, however much one of them wants."""
+    queue: Queue[FakeBlob] = Queue()
+    a, b = FakeBlob(1000), FakeBlob(1000)
+    queue.want(1, a, 0, 1000, BACKGROUND)
+    queue.want(2, b, 0, 1000, BACKGROUND)
+
+    assert [take(queue).blob for _ in range(6)] == [a, b, a, b, a, b]
+
+
+def test_runs_keep_to_their_limits_and_alignment() -> None:
+    """Long runs end at multiples of 4 blocks and are no longer than their priority allows."""
+    queue: Queue[FakeBlob] = Queue(1)
+    blob = FakeBlob(1000)
+    queue.want(1, blob, 3, 997, READAHEAD)
+    queue.want(1, blob, 3, 997, BACKGROUND)
+    first = take(queue)
+    fetched = [(first.first, first.end)]
+    bring(queue, first)
+    queue.finish(first)
+    fetched += [(start, end) for _, start, end in drain(queue)]
+
+    assert all(end % 4 == 0 for _, end in fetched[:-1])
+    assert all(end - start <= max(RUN_LIMITS) for start, end in fetched)
+    assert fetched[0] == (3, 16)
+
+
+def test_order_of_background_is_the_order_of_wishing() -> None:
+    """A worker wishes in the order in which loaders read, and that is the order of the fetch."""
+    queue: Queue[FakeBlob] = Queue(1)
+    blobs = [FakeBlob(8) for _ in range(5)]
+    for blob in blobs:
+        queue.want(1, blob, 0, 8, BACKGROUND)
+
+    assert [blob for blob, _, _ in drain(queue)] == blobs
+
+
+def test_held_blobs_wait_and_others_go_on() -> None:
+    """A registry that is down for one blob delays no other; the hold ends by itself."""
+    queue: Queue[FakeBlob] = Queue()
+    a, b = FakeBlob(1), FakeBlob(1)
+    queue.hold(a, 5.0)
+    queue.want(1, a, 0, 1, DEMAND)
+    queue.want(1, b, 0, 1, BACKGROUND)
+
+    assert take(queue).blob is b
+    assert queue.next_run(4.9, urgent_only=False) is None
+    assert queue.due() == 5.0
+    assert take(queue, now=5.0).blob is a
+
+
+def test_a_run_without_owner_ends_early() -> None:
+    """When a mount goes, its background run stops at the next block, unless somebody waits further on."""
+    queue: Queue[FakeBlob] = Queue(1)
+    blob = FakeBlob(64)
+    queue.want(1, blob, 0, 64, BACKGROUND)
+    run = take(queue)
+    queue.want(2, blob, 3, 2, READAHEAD)
+    assert queue.next_run(0, urgent_only=True) is None
+    queue.drop_owner(1)
+    assert run.end == 5
+    queue.drop_owner(2)
+    bring(queue, run)
+    queue.finish(run)
+
+    assert not list(queue.wishes())
+
+
+def test_a_run_ends_where_another_one_begins() -> None:
+    """A long wish around a block that is in flight already is fetched before and behind it only."""
+    queue: Queue[FakeBlob] = Queue(1)
+    blob = FakeBlob(32)
+    queue.want(1, blob, 10, 2, DEMAND)
+    middle = take(queue)
+    queue.want(2, blob, 0, 32, BACKGROUND)
+    before = take(queue)
+    behind = take(queue)
+
+    assert [(run.next, run.end) for run in (before, middle, behind)] == [(0, 10), (10, 12), (12, 32)]
