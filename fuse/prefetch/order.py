@@ -1,0 +1,109 @@
+"""The order in which loaders read: what the background fetches first.
+
+Configurations and tokenizers before all, then the beginning of every weight file (a header says where the tensors lie, and a
+loader opens all shards before it reads one), then the weights shard by shard, then the rest. Pure; a block is named once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from fuse.filesystem.table import Node, Table
+
+BLOCK_BYTES: Final = 1024 * 1024
+SMALL_FILE_BYTES: Final = 1024 * 1024
+WEIGHTS: Final = (
+    ".safetensors",
+    ".gguf",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".onnx",
+    ".h5",
+    ".msgpack",
+    ".npz",
+    ".tflite",
+)
+_NUMBER = re.compile(r"(\d+)")
+
+
+class Range(NamedTuple):
+    """Blocks of one blob."""
+
+    blob: int
+    first: int
+    blocks: int
+
+
+def ranges(table: Table) -> Iterator[Range]:
+    """All blocks of all blobs of `table`, each once, in the order in which they are worth having."""
+    done = _Done(table)
+    files = [node for node in table.nodes if node.kind == "f" and node.size and node.blob >= 0]
+    small = [node for node in files if node.size <= SMALL_FILE_BYTES]
+    large = sorted((node for node in files if node.size > SMALL_FILE_BYTES), key=lambda node: natural(node.name))
+    weights = [node for node in large if node.name.lower().endswith(WEIGHTS)]
+    # By place and not by name: a tar of ten thousand small files becomes a few ranges.
+    small.sort(key=lambda node: (node.blob, node.offset))
+    yield from done.new(_joined((node.blob, *_blocks(node)) for node in small))
+    yield from done.new((node.blob, node.offset // BLOCK_BYTES, node.offset // BLOCK_BYTES + 1) for node in weights)
+    yield from done.new((node.blob, *_blocks(node)) for node in weights)
+    yield from done.new((node.blob, *_blocks(node)) for node in large)
+    # Tar headers and padding, without which a blob is never complete and never verified.
+    yield from done.new((index, 0, -(-blob.size // BLOCK_BYTES)) for index, blob in enumerate(table.blobs))
+
+
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """A sort key that puts `model-2` before `model-10`."""
+    return tuple(
+        (0, int(part), "") if part.isdigit() and part.isascii() else (1, 0, part)
+        for part in _NUMBER.split(name)
+        if part
+    )
+
+
+def _blocks(node: Node) -> tuple[int, int]:
+    return node.offset // BLOCK_BYTES, (node.offset + node.size - 1) // BLOCK_BYTES + 1
+
+
+def _joined(spans: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Neighbours among (blob, first, end), which are sorted, as one."""
+    current: tuple[int, int, int] | None = None
+    for blob, first, end in spans:
+        if current is not None and current[0] == blob and first <= current[2]:
+            current = (blob, current[1], max(end, current[2]))
+            continue
+        if current is not None:
+            yield current
+        current = (blob, first, end)
+    if current is not None:
+        yield current
+
+
+class _Done:
+    """What has been named: a sorted list of disjoint spans (first, end) for each blob."""
+
+    def __init__(self, table: Table) -> None:
+        self._spans: list[list[tuple[int, int]]] = [[] for _ in table.blobs]
+
+    def new(self, spans: Iterable[tuple[int, int, int]]) -> Iterator[Range]:
+        """The parts of `spans` that were not named yet; from now on they are."""
+        for blob, first, end in spans:
+            kept: list[tuple[int, int]] = []
+            at = low = first
+            high = end
+            for start, stop in self._spans[blob]:
+                if stop < low or start > high:
+                    kept.append((start, stop))
+                    continue
+                if at < start:
+                    yield Range(blob, at, start - at)
+                at = max(at, stop)
+                low, high = min(low, start), max(high, stop)
+            if at < end:
+                yield Range(blob, at, end - at)
+            kept.append((low, high))
+            kept.sort()
+            self._spans[blob] = kept

@@ -1,0 +1,306 @@
+"""The worker's side of its session with the fetcher: what is asked, what comes, and what survives the fetcher's death.
+
+Reads call synchronous methods and await events; one task sends and one receives. Requests are sent in the order demand, then
+read-ahead, then background, so that no read waits behind a prefetch. When the socket closes the fetcher has died: all that is
+asked stays asked, and is asked again on the next socket. Everything here runs on trio's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+import structlog
+import trio
+
+from fuse import wire
+from fuse.cache.blob import CachedBlob
+from fuse.errors import Corrupt, Fault, WeightlessError, from_fault
+from fuse.fetch import protocol
+from fuse.prefetch.order import Range
+from fuse.worker.waiters import Run, WaitTable
+
+KEPT_LOANS: Final = 16
+"""Blocks of a cache that is full, kept for the next READ of the same megabyte (the kernel may ask in pieces of 128 KiB)."""
+MAX_WISHES: Final = 256
+"""Read-ahead that could not be sent yet; more would only be out of date."""
+
+_log = structlog.get_logger()
+
+
+class BlobState:
+    """What this worker knows of one blob."""
+
+    __slots__ = ("asked", "cached", "error", "identity", "index", "opened", "refusal", "retired", "uncached", "users")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.cached: CachedBlob | None = None
+        self.uncached = False
+        """The fetcher has no room for it: every block comes as a loan."""
+        self.error: WeightlessError | None = None
+        """Set once it is quarantined: nothing of it is served any more."""
+        self.asked = False
+        self.opened = trio.Event()
+        """Set by any answer to `Open`."""
+        self.refusal: WeightlessError | None = None
+        """The answer, if it was that."""
+        self.identity: tuple[object, ...] = ()
+        self.users = 0
+        """Threads that read it now. What is replaced while they do is closed when they have gone."""
+        self.retired: list[CachedBlob] = []
+
+    def replace(self, cached: CachedBlob | None) -> None:
+        if self.cached is not None:
+            self.retired.append(self.cached)
+        self.cached = cached
+        self.close_retired()
+
+    def close_retired(self) -> None:
+        while self.retired and not self.users:
+            self.retired.pop().close()
+
+
+class FetchSession:
+    """`on_condition` is told the fault of the moment (None: all is well) and whether it is permanent."""
+
+    def __init__(
+        self,
+        blobs: int,
+        *,
+        background: Callable[[], Iterator[Range]],
+        on_condition: Callable[[Fault | None, bool], None],
+        on_quarantine: Callable[[int], None],
+    ) -> None:
+        self.blobs: Sequence[BlobState] = tuple(BlobState(index) for index in range(blobs))
+        self.waits = WaitTable()
+        self.loans: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._plan = background
+        self._background: Iterator[Range] | None = None
+        self._prefetch = False
+        self._on_condition = on_condition
+        self._on_quarantine = on_quarantine
+        self._decoder: msgspec.json.Decoder[protocol.ToWorker] = msgspec.json.Decoder(protocol.ToWorker)
+        self._urgent: deque[protocol.FromWorker] = deque()
+        self._wishes: deque[protocol.Want] = deque(maxlen=MAX_WISHES)
+        self._wake = trio.Event()
+        self._stalled: Fault | None = None
+        self._failures: dict[int, Fault] = {}
+        self._told: tuple[Fault | None, bool] = (None, False)
+
+    # ---- for reads ----
+
+    def open(self, blob: int) -> None:
+        """Asks for the cache files of `blob`, once."""
+        state = self.blobs[blob]
+        if not state.asked:
+            state.asked = True
+            state.opened = trio.Event()
+            state.refusal = state.error
+            self._post(protocol.Open(blob=blob))
+
+    async def wait_open(self, blob: int) -> None:
+        """Waits until `blob` can be read, be it from loans. Raises the fault when it never can."""
+        self.open(blob)
+        state = self.blobs[blob]
+        await state.opened.wait()
+        if state.refusal is not None and state.cached is None:
+            raise state.refusal
+
+    async def wait_blocks(self, blob: int, runs: Sequence[Run]) -> dict[int, bytes]:
+        """Waits until these blocks have come; returns those that are only lent. Raises the fault when they never will."""
+        wait, unasked = self.waits.add(blob, runs)
+        for first, count in unasked:
+            self._post(protocol.Want(blob=blob, first=first, count=count, priority="demand"))
+        try:
+            await wait.done.wait()
+        finally:
+            self.waits.discard(wait)
+        if wait.error is not None:
+            raise wait.error
+        return wait.loans
+
+    async def wait_repaired(self, blob: int, block: int) -> dict[int, bytes]:
+        """As `wait_blocks` for a block whose bytes are damaged."""
+        self._post(protocol.Damaged(blob=blob, first=block, count=1))
+        return await self.wait_blocks(blob, [(block, 1)])
+
+    def wish(self, blob: int, first: int, count: int) -> None:
+        """Asks for blocks that will be read soon; there is no answer."""
+        self._wishes.append(protocol.Want(blob=blob, first=first, count=count, priority="readahead"))
+        self._wake.set()
+
+    # ---- for the worker ----
+
+    def set_prefetch(self, on: bool) -> None:
+        """Whether the rest is fetched in the background; what was asked already is not taken back."""
+        if on and not self._prefetch:
+            self._background = self._plan()
+            self._wake.set()
+        elif not on:
+            self._background = None
+        self._prefetch = on
+
+    async def run(self, sock: socket.socket) -> None:
+        """Speaks with one fetcher until it is gone. Closes `sock`."""
+        self._stalled = None
+        self._tell()
+        self._ask_again()
+        with trio.socket.from_stdlib_socket(sock) as stream:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send, stream)
+                await self._receive(stream)
+                nursery.cancel_scope.cancel()
+        _log.info("fetcher_gone", waiting_blocks=len(self.waits))
+
+    def close(self) -> None:
+        for state in self.blobs:
+            state.replace(None)
+
+    # ---- sending ----
+
+    def _ask_again(self) -> None:
+        self._urgent.clear()
+        self._wishes.clear()
+        for state in self.blobs:
+            if state.asked and state.error is None:
+                self._urgent.append(protocol.Open(blob=state.index))
+        for blob, (first, count) in self.waits.outstanding():
+            self._urgent.append(protocol.Want(blob=blob, first=first, count=count, priority="demand"))
+        if self._prefetch:
+            self._background = self._plan()
+
+    def _post(self, message: protocol.FromWorker) -> None:
+        self._urgent.append(message)
+        self._wake.set()
+
+    def _next(self) -> protocol.FromWorker | None:
+        if self._urgent:
+            return self._urgent.popleft()
+        if self._wishes:
+            return self._wishes.popleft()
+        if self._background is not None:
+            for blob, first, count in self._background:
+                return protocol.Want(blob=blob, first=first, count=count, priority="background")
+            self._background = None
+        return None
+
+    async def _send(self, stream: trio.socket.SocketType) -> None:
+        # A fetcher that has died is seen by the receiver; what could not be sent is asked again.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                message = self._next()
+                if message is None:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+                else:
+                    await stream.send(wire.encode(message))
+
+    # ---- receiving ----
+
+    async def _receive(self, stream: trio.socket.SocketType) -> None:
+        space = socket.CMSG_SPACE(4 * wire.MAX_FDS)
+        while True:
+            try:
+                packet, ancillary, _, _ = await stream.recvmsg(wire.MAX_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+            except ConnectionResetError:
+                return
+            if not packet:
+                return
+            fds = wire.fds_of(ancillary)
+            try:
+                self._take(self._decoder.decode(packet), fds)
+            except msgspec.DecodeError as error:
+                # A newer fetcher may say what we do not know; what we need from it, we ask for again after its restart.
+                _log.error("fetcher_message_unknown", error=error)
+            finally:
+                wire.close_all(fds)
+
+    def _take(self, message: protocol.ToWorker, fds: list[int]) -> None:
+        """Applies one message. Descriptors that it keeps are removed from `fds`."""
+        match message:
+            case protocol.Ready(blob=blob, first=first, count=count):
+                state = self.blobs[blob]
+                if state.cached is not None:
+                    state.cached.note_arrived(first, count)
+                elif state.uncached:
+                    # There is room again: the reader that wakes now asks for the files.
+                    state.asked = state.uncached = False
+                self.waits.arrived(blob, first, count)
+                if self._failures.pop(blob, None) is not None and state.error is None:
+                    self._tell()
+            case protocol.Opened(blob=blob):
+                self._opened(self.blobs[blob], fds)
+            case protocol.Loan(blob=blob, block=block) if fds:
+                content = wire.read_whole(fds[0], protocol.BLOCK_BYTES)
+                self.loans[blob, block] = content
+                if len(self.loans) > KEPT_LOANS:
+                    self.loans.popitem(last=False)
+                self.waits.lent(blob, block, content)
+            case protocol.Failed(blob=blob, first=first, count=count, fault=fault):
+                self._failed(self.blobs[blob], first, count, fault)
+            case protocol.Quarantined(blob=blob, fault=fault):
+                self._quarantined(self.blobs[blob], fault)
+            case protocol.Stalled(fault=fault):
+                self._stalled = fault
+                self._tell()
+            case _:
+                _log.error("fetcher_message_incomplete", message=type(message).__name__)
+
+    def _opened(self, state: BlobState, fds: list[int]) -> None:
+        if state.error is not None:
+            return
+        if len(fds) < 2:
+            state.uncached = state.cached is None
+            state.opened.set()
+            return
+        identity = tuple((found.st_dev, found.st_ino) for found in map(os.fstat, fds[:2]))
+        if state.cached is None or identity != state.identity:
+            # The constructor owns both from here on, whatever happens.
+            data, index = fds.pop(0), fds.pop(0)
+            try:
+                cached = CachedBlob(data, index)
+            except Corrupt as error:
+                self._failed(state, 0, 0, error.to_fault())
+                return
+            state.replace(cached)
+            state.identity = identity
+            state.uncached = False
+        state.opened.set()
+
+    def _failed(self, state: BlobState, first: int, count: int, fault: Fault) -> None:
+        error = from_fault(fault)
+        _log.error("blob_failed", blob=state.index, first=first, count=count, error=error)
+        self.waits.failed(state.index, first, count, error)
+        if count == 0:
+            # Whoever waits for the files learns it too; the next reader asks anew.
+            state.asked = state.cached is not None
+            state.refusal = error
+            state.opened.set()
+        self._failures[state.index] = fault
+        self._tell()
+
+    def _quarantined(self, state: BlobState, fault: Fault) -> None:
+        state.error = from_fault(fault)
+        _log.error("blob_quarantined", blob=state.index, error=state.error)
+        state.refusal = state.error
+        state.replace(None)
+        state.opened.set()
+        for key in [key for key in self.loans if key[0] == state.index]:
+            del self.loans[key]
+        self.waits.failed(state.index, 0, 0, state.error)
+        self._failures[state.index] = fault
+        self._tell()
+        self._on_quarantine(state.index)
+
+    def _tell(self) -> None:
+        failure = next(iter(self._failures.values()), None)
+        news = (failure or self._stalled, failure is not None)
+        if news != self._told:
+            self._told = news
+            self._on_condition(*news)

@@ -1,0 +1,87 @@
+"""The loader's order: configurations, headers, shards by number, the rest; every block once."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuse.filesystem.table import Blob, Node, Table
+from fuse.prefetch.order import BLOCK_BYTES, Range, natural, ranges
+
+MIB = BLOCK_BYTES
+
+
+def table_of(files: list[tuple[str, int, int, int]], sizes: list[int]) -> Table:
+    """Files as (name, blob, offset, size)."""
+    root = Node(parent=1, name="", kind="d", mode=0o555, mtime_ns=0)
+    nodes = tuple(
+        Node(parent=1, name=name, kind="f", mode=0o444, mtime_ns=0, size=size, blob=blob, offset=offset)
+        for name, blob, offset, size in files
+    )
+    blobs = tuple(Blob(f"sha256:{index:064}", size, "application/octet-stream") for index, size in enumerate(sizes))
+    return Table(artifacts=(), blobs=blobs, nodes=(root, *nodes))
+
+
+def test_small_files_then_headers_then_shards_in_number_order() -> None:
+    """A model of three shards, a configuration and a large text."""
+    table = table_of(
+        [
+            ("model-10.safetensors", 0, 0, 5 * MIB),
+            ("model-2.safetensors", 1, 0, 5 * MIB),
+            ("NOTES.txt", 2, 0, 3 * MIB),
+            ("config.json", 3, 0, 500),
+        ],
+        [5 * MIB, 5 * MIB, 3 * MIB, 500],
+    )
+
+    assert list(ranges(table)) == [
+        Range(3, 0, 1),
+        Range(1, 0, 1),
+        Range(0, 0, 1),
+        Range(1, 1, 4),
+        Range(0, 1, 4),
+        Range(2, 0, 3),
+    ]
+
+
+def test_tar_of_many_small_files_is_few_ranges() -> None:
+    """Ten thousand neighbours are one request, not ten thousand."""
+    files = [(f"{number}.json", 0, number * 10_240 + 512, 9_000) for number in range(10_000)]
+    table = table_of(files, [10_000 * 10_240 + 1024])
+
+    assert len(list(ranges(table))) <= 2
+
+
+def test_bytes_of_no_file_are_fetched_last() -> None:
+    """Headers and padding belong to the blob's digest."""
+    table = table_of([("a.bin", 0, 4 * MIB, 2 * MIB)], [10 * MIB])
+
+    assert list(ranges(table)) == [Range(0, 4, 1), Range(0, 5, 1), Range(0, 0, 4), Range(0, 6, 4)]
+
+
+def test_names_with_odd_digits_can_be_sorted() -> None:
+    """Digits of other scripts and superscripts are letters here."""
+    names = ["a²", "a2", "a٣", "a10", "", "7", "b"]
+
+    assert min(names, key=natural) == ""
+    assert sorted(["m-10", "m-9"], key=natural) == ["m-9", "m-10"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["config.json", "a.safetensors", "b-2.gguf", "notes"]),
+            st.integers(0, 2),
+            st.integers(0, 12 * MIB),
+            st.integers(0, 8 * MIB),
+        ),
+        max_size=12,
+    )
+)
+def test_every_block_of_every_blob_is_named_exactly_once(files: list[tuple[str, int, int, int]]) -> None:
+    """Whatever the files, and however they overlap."""
+    size = 20 * MIB + 1
+    table = table_of([(name, blob, offset, length) for name, blob, offset, length in files], [size, size, size])
+    named = [(found.blob, block) for found in ranges(table) for block in range(found.first, found.first + found.blocks)]
+
+    assert sorted(named) == [(blob, block) for blob in range(3) for block in range(21)]

@@ -1,0 +1,18 @@
+"""The errno table has no holes and nothing too much."""
+
+from __future__ import annotations
+
+import errno
+
+from fuse.errors import Corrupt, Forbidden, NotFound, WeightlessError, every_error
+from fuse.worker.errnos import ERRNOS, errno_of
+
+
+def test_every_error_has_exactly_one_number() -> None:
+    """A new error class needs an entry, and an entry needs a class."""
+    assert set(every_error()) == set(ERRNOS)
+
+
+def test_what_cannot_heal_is_an_input_output_error() -> None:
+    """The name is there and may be read: neither ENOENT nor EACCES would be true."""
+    assert {errno_of(error("x")) for error in (Corrupt, Forbidden, NotFound, WeightlessError)} == {errno.EIO}

@@ -1,0 +1,363 @@
+"""Reads against a fetcher in this process, over the real protocol and real cache files, without a kernel in between."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from fuse.errors import Corrupt, Fault, NotFound
+from fuse.fetch import protocol
+from fuse.filesystem.tree import Tree
+from fuse.prefetch import order
+from fuse.worker.reader import Reader
+from fuse.worker.session_client import FetchSession
+from tests.support.fetchsession import BLOCK, FakeFetcher
+from tests.support.workerprocess import table_of
+
+CONTENT = random.Random(1).randbytes(6 * BLOCK + 777)
+OTHER = random.Random(2).randbytes(BLOCK // 2)
+FILES = {
+    "whole": (0, 0, len(CONTENT)),
+    "part": (0, BLOCK - 100, 2 * BLOCK),
+    "other": (1, 0, len(OTHER)),
+    "empty": (-1, 0, 0),
+}
+WHOLE, PART, SMALL, EMPTY = 2, 3, 4, 5
+
+
+class Bench:
+    """A reader and what it hears of conditions and quarantines."""
+
+    def __init__(self, fetcher: FakeFetcher) -> None:
+        table = table_of(FILES, [CONTENT, OTHER])
+        self.fetcher = fetcher
+        self.conditions: list[tuple[Fault | None, bool]] = []
+        self.quarantined: list[int] = []
+        self.session = FetchSession(
+            2,
+            background=lambda: order.ranges(table),
+            on_condition=lambda fault, permanent: self.conditions.append((fault, permanent)),
+            on_quarantine=self.quarantined.append,
+        )
+        self.reader = Reader(Tree(table), self.session)
+        self.reader.set_prefetch(full=False)
+
+    async def read(self, ino: int, offset: int, size: int) -> bytes:
+        return bytes(await self.reader.read(ino, offset, size))
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.session.run, self.fetcher.session())
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        with trio.fail_after(10):
+            while not condition():  # noqa: ASYNC110 - the other end is a thread
+                await trio.sleep(0.002)
+
+    def assert_idle(self) -> None:
+        assert len(self.session.waits) == 0
+        assert self.reader.counters.waiting == 0
+
+
+@pytest.fixture
+def fetcher(tmp_path: Path) -> Iterator[FakeFetcher]:
+    found = FakeFetcher(tmp_path, [CONTENT, OTHER])
+    yield found
+    found.close()
+
+
+def run(fetcher: FakeFetcher, body: Callable[[Bench], Awaitable[None]], *, connected: bool = True) -> None:
+    async def main() -> None:
+        bench = Bench(fetcher)
+        with trio.fail_after(30):
+            if connected:
+                async with bench.connected():
+                    await body(bench)
+            else:
+                await body(bench)
+        bench.assert_idle()
+        bench.session.close()
+
+    trio.run(main)
+
+
+def test_any_range_of_any_file_is_its_bytes(fetcher: FakeFetcher) -> None:
+    """Random ranges, absent and present, inside one block and over several, past the end."""
+    chance = random.Random(3)
+
+    async def body(bench: Bench) -> None:
+        for _ in range(200):
+            name, ino = chance.choice([("whole", WHOLE), ("part", PART), ("other", SMALL), ("empty", EMPTY)])
+            blob, start, size = FILES[name]
+            content = [CONTENT, OTHER, b""][blob][start : start + size]
+            offset, length = chance.randrange(0, size + 10), chance.choice([1, 4096, 131072, BLOCK, 3 * BLOCK])
+            assert await bench.read(ino, offset, length) == content[offset : offset + length]
+
+    run(fetcher, body)
+
+
+def test_only_the_blocks_that_a_read_touches_are_demanded(fetcher: FakeFetcher) -> None:
+    """A small read in the middle is one block; reading it again asks nothing."""
+
+    async def body(bench: Bench) -> None:
+        await bench.read(WHOLE, 3 * BLOCK + 5, 100)
+        await bench.read(WHOLE, 3 * BLOCK + 500, 4096)
+        assert bench.fetcher.demanded() == [3]
+        assert bench.fetcher.wants("readahead") == bench.fetcher.wants("background") == []
+        assert bench.reader.counters.at_once == 1
+
+    run(fetcher, body)
+
+
+def test_readers_of_one_block_are_one_request(fetcher: FakeFetcher) -> None:
+    """Ten readers wait for the same block; it is demanded once and all get it."""
+    fetcher.held = True
+
+    async def body(bench: Bench) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(bench.read, WHOLE, 0, 4096)
+            await bench.until(lambda: bench.reader.counters.waiting == 10 and bench.fetcher.demanded())
+            bench.fetcher.release()
+        assert bench.fetcher.demanded() == [0]
+        assert bench.reader.counters.waited_s > 0
+
+    run(fetcher, body)
+
+
+def test_cancelled_read_leaves_nothing_and_harms_nobody(fetcher: FakeFetcher) -> None:
+    """Of two readers of a block one gives up; the other one is served."""
+    fetcher.held = True
+
+    async def body(bench: Bench) -> None:
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(0) as scope:
+                nursery.start_soon(bench.read, WHOLE, 0, 10)
+                scope.cancel()
+                await bench.read(WHOLE, 0, 3 * BLOCK)
+            await bench.until(lambda: bench.reader.counters.waiting == 1)
+            with trio.move_on_after(0.05):
+                await bench.read(WHOLE, 0, 3 * BLOCK)
+            assert len(bench.session.waits) <= 1
+            bench.fetcher.release()
+
+    run(fetcher, body)
+
+
+def test_rotten_block_is_never_served(fetcher: FakeFetcher) -> None:
+    """A block that does not match its checksum at its first use is fetched anew, for each way of reading."""
+    for number in range(7):
+        fetcher.blobs[0].publish(number)
+    fetcher.blobs[0].damage(1)
+    fetcher.blobs[0].damage(4)
+
+    async def body(bench: Bench) -> None:
+        # The first read opens the files; from then on the fast way is taken where it can be.
+        await bench.read(WHOLE, 0, 1)
+        assert await bench.read(WHOLE, BLOCK, BLOCK) == CONTENT[BLOCK : 2 * BLOCK]
+        assert await bench.read(WHOLE, 4 * BLOCK + 7, 50) == CONTENT[4 * BLOCK + 7 : 4 * BLOCK + 57]
+        assert [m.first for m in bench.fetcher.asked if isinstance(m, protocol.Damaged)] == [1, 4]
+        assert bench.fetcher.demanded() == [1, 4]
+
+    run(fetcher, body)
+
+
+def test_disk_that_never_keeps_a_block_becomes_an_error(fetcher: FakeFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repairs are tried a few times and not for ever."""
+    fetcher.blobs[0].publish(0)
+    monkeypatch.setattr("fuse.cache.blob.CachedBlob.check", lambda *_: False)
+    monkeypatch.setattr("fuse.cache.blob.CachedBlob.try_readinto_nowait", lambda *_: False)
+
+    async def body(bench: Bench) -> None:
+        with pytest.raises(Corrupt):
+            await bench.read(WHOLE, 0, 10)
+
+    run(fetcher, body)
+
+
+def test_full_disk_reads_go_on_with_loans(fetcher: FakeFetcher) -> None:
+    """Nothing can be cached: every byte is right, and the next piece of a lent block costs no second loan."""
+    fetcher.uncached = True
+
+    async def body(bench: Bench) -> None:
+        assert await bench.read(WHOLE, 0, len(CONTENT)) == CONTENT
+        for piece in range(8):
+            start = BLOCK + piece * 131072
+            assert await bench.read(WHOLE, start, 131072) == CONTENT[start : start + 131072]
+        assert sorted(bench.fetcher.demanded()) == list(range(7))
+
+    run(fetcher, body)
+
+
+def test_cache_is_used_again_when_there_is_room(fetcher: FakeFetcher) -> None:
+    """After loans a Ready means that the files can be opened."""
+    fetcher.uncached = True
+
+    async def body(bench: Bench) -> None:
+        await bench.read(WHOLE, 0, 10)
+        bench.fetcher.uncached = False
+        assert await bench.read(WHOLE, 5 * BLOCK, 10) == CONTENT[5 * BLOCK : 5 * BLOCK + 10]
+        assert bench.session.blobs[0].cached is not None
+
+    run(fetcher, body)
+
+
+def test_permanent_failure_reaches_the_waiting_reader_only_once(fetcher: FakeFetcher) -> None:
+    """The reader gets the error and the condition says so; when blocks come again, both are over."""
+    fetcher.held = True
+
+    async def body(bench: Bench) -> None:
+        async def fail() -> None:
+            await bench.until(bench.fetcher.demanded)
+            bench.fetcher.fail(0, 2, 1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            with pytest.raises(NotFound):
+                await bench.read(WHOLE, 2 * BLOCK, 10)
+        assert bench.conditions[-1][1]
+        bench.fetcher.heal()
+        bench.fetcher.release()
+        assert await bench.read(WHOLE, 2 * BLOCK, 10) == CONTENT[2 * BLOCK : 2 * BLOCK + 10]
+        assert bench.conditions[-1] == (None, False)
+
+    run(fetcher, body)
+
+
+def test_quarantine_ends_reads_and_opens(fetcher: FakeFetcher) -> None:
+    """Waiting reads, later reads and opens of the blob fail; other blobs do not."""
+    fetcher.held = True
+
+    async def body(bench: Bench) -> None:
+        async def quarantine() -> None:
+            await bench.until(bench.fetcher.demanded)
+            bench.fetcher.send(protocol.Quarantined(blob=0, fault=Fault(kind="corrupt", what="wrong bytes")))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(quarantine)
+            with pytest.raises(Corrupt):
+                await bench.read(WHOLE, 0, 10)
+        bench.fetcher.release()
+        with pytest.raises(Corrupt):
+            await bench.read(WHOLE, 0, 10)
+        with pytest.raises(Corrupt):
+            bench.reader.prepare(WHOLE)
+        assert await bench.read(SMALL, 0, 10) == OTHER[:10]
+        assert bench.quarantined == [0]
+        assert bench.conditions[-1] == (Fault(kind="corrupt", what="wrong bytes"), True)
+
+    run(fetcher, body)
+
+
+def test_new_fetcher_is_asked_for_all_that_is_outstanding(fetcher: FakeFetcher) -> None:
+    """The fetcher dies while reads wait; they wait on, and the next one serves them."""
+    fetcher.held = True
+
+    async def body(bench: Bench) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.read, WHOLE, 0, 10)
+            nursery.start_soon(bench.read, SMALL, 0, 10)
+            async with bench.connected():
+                await bench.until(lambda: len(bench.fetcher.demanded()) == 2)
+            bench.fetcher.die()
+            bench.fetcher.asked.clear()
+            bench.fetcher.held = False
+            async with bench.connected():
+                await bench.until(lambda: bench.reader.counters.waiting == 0)
+            assert sorted(bench.fetcher.demanded()) == [0, 0]
+
+    run(fetcher, body, connected=False)
+
+
+def test_fetcher_that_never_answered_an_open_is_replaced(fetcher: FakeFetcher) -> None:
+    """What was asked of nobody yet, files included, is asked of the next one."""
+
+    async def body(bench: Bench) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.read, WHOLE, 0, 10)
+            await bench.until(lambda: bench.reader.counters.waiting == 1)
+            async with bench.connected():
+                await bench.until(lambda: bench.reader.counters.waiting == 0)
+
+    run(fetcher, body, connected=False)
+
+
+def test_background_order_begins_anew_with_a_new_fetcher(fetcher: FakeFetcher) -> None:
+    """Every block of every blob is wanted in the background, of each fetcher."""
+
+    async def body(bench: Bench) -> None:
+        bench.session.set_prefetch(True)
+        for _ in range(2):
+            bench.fetcher.asked.clear()
+            async with bench.connected():
+                await bench.until(lambda: sum(want.count for want in bench.fetcher.wants("background")) == 8)
+            assert bench.fetcher.wants("background")[0].blob == 1
+
+    run(fetcher, body, connected=False)
+
+
+def test_stall_is_a_condition_and_ends(fetcher: FakeFetcher) -> None:
+    """Temporary faults are told and never raised."""
+
+    async def body(bench: Bench) -> None:
+        await bench.read(WHOLE, 0, 1)
+        fault = Fault(kind="unavailable", what="no answer")
+        bench.fetcher.send(protocol.Stalled(fault=fault))
+        await bench.until(lambda: bench.conditions == [(fault, False)])
+        bench.fetcher.send(protocol.Stalled())
+        await bench.until(lambda: bench.conditions[-1] == (None, False))
+
+    run(fetcher, body)
+
+
+def test_sequential_reading_is_ahead_in_large_ranges(tmp_path: Path) -> None:
+    """In full mode a stream's blocks are wanted before they are read."""
+    size = 64 * BLOCK
+    content = random.Random(4).randbytes(size)
+    fetcher = FakeFetcher(tmp_path, [content])
+    table = table_of({"f": (0, 0, size)}, [content])
+
+    async def main() -> None:
+        session = FetchSession(
+            1, background=lambda: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None
+        )
+        reader = Reader(Tree(table), session)
+        reader.set_prefetch(full=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.run, fetcher.session())
+            for block in range(16):
+                await reader.read(2, block * BLOCK, BLOCK)
+            nursery.cancel_scope.cancel()
+        session.close()
+
+    trio.run(main)
+    wants = fetcher.wants("readahead")
+    fetcher.close()
+
+    assert wants[0].first == 2
+    assert max(want.first + want.count for want in wants) >= 24
+    assert max(want.count for want in wants) >= 4
+
+
+def test_nothing_is_leaked_when_files_are_replaced(fetcher: FakeFetcher) -> None:
+    """A new fetcher that gives the same files changes nothing; other files take their place, and no descriptor stays."""
+
+    async def body(bench: Bench) -> None:
+        async with bench.connected():
+            await bench.read(WHOLE, 0, 10)
+        first, count = bench.session.blobs[0].cached, len(os.listdir("/proc/self/fd"))
+        async with bench.connected():
+            await bench.read(WHOLE, BLOCK, 10)
+        assert bench.session.blobs[0].cached is first
+        assert len(os.listdir("/proc/self/fd")) == count
+
+    run(fetcher, body, connected=False)
