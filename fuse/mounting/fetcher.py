@@ -1,0 +1,288 @@
+"""The fetcher as a holder or a command sees it: found or started, asked, and started anew when it dies.
+
+One fetcher serves a cache directory, whoever started it; it holds the lock there for its life, and ends when nobody is connected
+any more. Thread-safe. With `on_connected` set (a holder), a thread reconnects at once after a loss and calls it with the new
+connection; without (a command), the next request reconnects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
+
+from fuse.errors import InvalidConfig, Unavailable, WeightlessError
+from fuse.fetch import protocol
+from fuse.filesystem.table import View
+from fuse.mounting import process
+from fuse.mounting.fetcher_connection import Connection
+from fuse.registry.access import Access
+
+PROGRAM: Final = ("-P", "-m", "fuse.fetch")
+UNPRIVILEGED_ID: Final = 65534
+_START_LIMIT_S: Final = 30.0
+_POLL_S: Final = 0.02
+_END_GRACE_S: Final = 0.5
+_END_LIMIT_S: Final = 20.0
+_LONGEST_PAUSE_S: Final = 5.0
+_ERROR_TAIL_BYTES: Final = 2000
+
+_log = structlog.get_logger()
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetcherSettings:
+    """What a fetcher is started with; one that runs already keeps its own."""
+
+    cache_dir: Path
+    run_dir: Path
+    """Where its log goes, unless `log_to_stderr`."""
+    uid: int | None = None
+    """What it becomes when started by root; None means nobody (65534)."""
+    gid: int | None = None
+    quota_bytes: int | None = None
+    free_space_fraction: float | None = None
+    connections: int | None = None
+    log_level: str = "info"
+    log_to_stderr: bool = False
+    """Share this process's standard error: for a node plugin, whose container collects it."""
+
+    def argument(self) -> str:
+        """The value of `--settings`."""
+        root = os.geteuid() == 0
+        values: dict[str, object] = {
+            "uid": (UNPRIVILEGED_ID if self.uid is None else self.uid) if root else None,
+            "gid": (UNPRIVILEGED_ID if self.gid is None else self.gid) if root else None,
+            "quota_bytes": self.quota_bytes,
+            "free_space_fraction": self.free_space_fraction,
+            "connections": self.connections,
+            "log_level": self.log_level,
+        }
+        return msgspec.json.encode({key: value for key, value in values.items() if value is not None}).decode()
+
+
+class FetcherClient:
+    """Requests to the fetcher of a cache directory."""
+
+    def __init__(self, settings: FetcherSettings, *, on_connected: Callable[[Connection], None] | None = None) -> None:
+        self._settings = settings
+        self._on_connected = on_connected
+        self._connection: Connection | None = None
+        self._started = False
+        self._connecting = threading.Lock()
+        self._closing = threading.Event()
+        self._lost = threading.Event()
+        self._trouble: WeightlessError | None = None
+        self._reconnecting: threading.Thread | None = None
+        if on_connected is not None:
+            self._reconnecting = threading.Thread(target=self._stay_connected, name="fetcher-again", daemon=True)
+            self._reconnecting.start()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the fetcher, while connected."""
+        connection = self._connection
+        return connection.pid if connection is not None and not connection.gone else None
+
+    @property
+    def trouble(self) -> WeightlessError | None:
+        """Why there is no fetcher, while trying to have one fails."""
+        return self._trouble
+
+    def connection(self) -> Connection:
+        """A connection that was alive a moment ago. Starts the fetcher if there is none. Raises a WeightlessError."""
+        with self._connecting:
+            if self._closing.is_set():
+                raise Unavailable("closed already", where=str(self._settings.cache_dir))
+            if self._connection is None or self._connection.gone:
+                try:
+                    self._connection, started = connect_or_start(self._settings, on_gone=self._gone)
+                    self._started = self._started or started
+                except WeightlessError as error:
+                    self._trouble = error
+                    raise
+                self._trouble = None
+            return self._connection
+
+    def resolve(
+        self, reference: str, access: Access, view: View, cancel: threading.Event | None = None
+    ) -> tuple[protocol.Resolved, bytes]:
+        """Proves that `access` may pull `reference`, and computes its table."""
+        return self._twice(lambda connection: connection.resolve(reference, access, view, cancel))
+
+    def cache_list(self) -> list[protocol.CachedBlob]:
+        return self._blobs(lambda number: protocol.CacheList(id=number))
+
+    def cache_remove(self, digests: tuple[str, ...] = ()) -> list[protocol.CachedBlob]:
+        """Removes blobs (all that are not in use, without digests) and returns what was removed."""
+        return self._blobs(lambda number: protocol.CacheRemove(id=number, digests=digests))
+
+    def cache_verify(
+        self, digests: tuple[str, ...] = (), cancel: threading.Event | None = None
+    ) -> list[protocol.CachedBlob]:
+        return self._blobs(lambda number: protocol.CacheVerify(id=number, digests=digests), cancel)
+
+    def close(self) -> None:
+        """Closes the connection. If nobody else uses the fetcher, returns when it has ended.
+
+        A command that found a fetcher leaves it to whoever started it, and does not wait.
+        """
+        self._closing.set()
+        self._lost.set()
+        if self._reconnecting is not None:
+            self._reconnecting.join()
+        with self._connecting:
+            connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        connection.close()
+        if self._on_connected is None and not self._started:
+            return
+        ended = process.wait_for_pid(connection.pid, _END_GRACE_S)
+        if not ended:
+            # If it answers, somebody else is connected, or it had not noticed yet that nobody is: then it notices now.
+            ended = process.wait_for_pid(connection.pid, _END_GRACE_S if _answers(connection.path) else _END_LIMIT_S)
+        if ended:
+            _log_path(self._settings).unlink(missing_ok=True)
+
+    def _blobs(
+        self, make: Callable[[int], protocol.Request], cancel: threading.Event | None = None
+    ) -> list[protocol.CachedBlob]:
+        answers = self._twice(lambda connection: connection.ask(make, limit_s=None, cancel=cancel))
+        return [blob for answer in answers if isinstance(answer, protocol.CacheBlobs) for blob in answer.blobs]
+
+    def _twice(self, ask: Callable[[Connection], _Result]) -> _Result:
+        """For requests that change nothing by being repeated: the fetcher may die once under them."""
+        connection = self.connection()
+        try:
+            return ask(connection)
+        except Unavailable:
+            if not connection.gone:
+                raise
+            return ask(self.connection())
+
+    def _gone(self, connection: Connection) -> None:
+        if not self._closing.is_set():
+            _log.warning("fetcher_gone", pid=connection.pid)
+            self._lost.set()
+
+    def _stay_connected(self) -> None:
+        told: Connection | None = None
+        pause_s = 0.0
+        while True:
+            self._lost.wait()
+            if self._closing.wait(pause_s):
+                return
+            self._lost.clear()
+            try:
+                connection = self.connection()
+            except Exception as error:  # noqa: BLE001  (a thread that must not end while the mounts live)
+                pause_s = min(_LONGEST_PAUSE_S, max(0.1, pause_s * 2))
+                _log.warning("fetcher_not_started", error=error, next_try_in_s=pause_s)
+                self._lost.set()
+                continue
+            pause_s = 0.0
+            if connection is not told and self._on_connected is not None:
+                told = connection
+                self._on_connected(connection)
+
+
+def connect_or_start(settings: FetcherSettings, *, on_gone: Callable[[Connection], None]) -> tuple[Connection, bool]:
+    """A connection to the fetcher of `settings.cache_dir`, and whether it had to be started, since none lived there."""
+    path = settings.cache_dir / protocol.SOCKET_NAME
+    try:
+        settings.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidConfig(
+            f"the cache directory cannot be created: {error.strerror}", where=str(settings.cache_dir)
+        ) from None
+    deadline = time.monotonic() + _START_LIMIT_S
+    child: process.Child | None = None
+    log: Path | None = None
+    while True:
+        with contextlib.suppress(FileNotFoundError, ConnectionError, Unavailable):
+            connection = Connection(path, on_gone=on_gone)
+            if child is not None:
+                child.reap_later()
+            return connection, child is not None
+        if child is None:
+            child, log = _start(settings, path)
+        elif child.wait(_POLL_S):
+            raise Unavailable(f"the fetcher {child.fate}{_tail(log)}", where=str(settings.cache_dir))
+        if child is None:  # another process starts one just now, or its fetcher is ending
+            time.sleep(_POLL_S)
+        if time.monotonic() > deadline:
+            if child is not None:
+                child.end(within_s=0)
+            raise Unavailable(
+                f"the fetcher does not answer within {_START_LIMIT_S:.0f} s{_tail(log)}", where=str(settings.cache_dir)
+            )
+
+
+def _start(settings: FetcherSettings, path: Path) -> tuple[process.Child | None, Path | None]:
+    """Starts a fetcher with the lock of the cache directory; (None, None) when somebody else has it."""
+    try:
+        lock = os.open(path.with_name("fetcher.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise InvalidConfig(
+            f"the cache directory cannot be used: {error.strerror}", where=str(settings.cache_dir)
+        ) from None
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return None, None
+            raise Unavailable(f"cannot lock: {error.strerror}", where=str(settings.cache_dir)) from None
+        path.unlink(missing_ok=True)  # nobody holds the lock: it is left over
+        log = None if settings.log_to_stderr else _log_path(settings)
+        stderr = (
+            2
+            if log is None
+            else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        )
+        try:
+            argv = [sys.executable, *PROGRAM, "--cache-dir", os.fspath(settings.cache_dir.absolute())]
+            argv += ["--settings", settings.argument(), "--lock-fd", str(lock)]
+            child = process.spawn(argv, pass_fds=(lock,), stderr=stderr, proxies=True)
+        finally:
+            if log is not None:
+                os.close(stderr)
+        return child, log
+    finally:
+        os.close(lock)  # the fetcher has its own reference to the same lock
+
+
+def _log_path(settings: FetcherSettings) -> Path:
+    name = hashlib.sha256(os.fsencode(settings.cache_dir.absolute())).hexdigest()[:12]
+    return settings.run_dir / f"fetcher-{name}.log"
+
+
+def _tail(log: Path | None) -> str:
+    if log is None:
+        return ""
+    with contextlib.suppress(OSError):
+        text = log.read_bytes()[-_ERROR_TAIL_BYTES:].decode(errors="replace").strip()
+        return f": {text}" if text else ""
+    return ""
+
+
+def _answers(path: Path) -> bool:
+    try:
+        Connection(path, on_gone=lambda _: None).close()
+    except (OSError, WeightlessError):
+        return False
+    return True

@@ -1,0 +1,226 @@
+"""One administration connection to the fetcher: requests from many threads, answers matched by their ids.
+
+A thread receives. When the fetcher is gone, every request that waits, and every later one, raises `Unavailable`, and `gone` is
+true.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from fuse import wire
+from fuse.errors import Cancelled, InvalidRequest, NotFound, Unavailable, from_fault
+from fuse.fetch import protocol
+from fuse.filesystem.table import MAX_TABLE_BYTES, View
+from fuse.registry.access import Access
+
+_CANCEL_STEP_S: Final = 0.05
+_CANCEL_LIMIT_S: Final = 2.0
+_ANSWER_LIMIT_S: Final = 30.0
+"""For requests that need no network."""
+
+
+_AnswerT = TypeVar("_AnswerT", bound=protocol.Answer)
+
+
+class _Pending:
+    def __init__(self) -> None:
+        self.answers: list[protocol.Answer] = []
+        self.fds: list[int] = []
+        self.complete = threading.Event()
+
+
+class Connection:
+    """An open connection; ready to ask."""
+
+    def __init__(self, path: Path, *, on_gone: Callable[[Connection], None]) -> None:
+        """Raises OSError or Unavailable when no fetcher answers there, InvalidRequest when it speaks another version."""
+        self.path = path
+        self._on_gone = on_gone
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._lock = threading.Lock()
+        self._gone = False
+        self._greeted = False
+        self._channel: wire.Channel[protocol.Answer] = wire.Channel(wire.connect(path), protocol.Answer)
+        self._reader = threading.Thread(target=self._read, name="fetcher", daemon=True)
+        self._reader.start()
+        try:
+            self.pid = self._greet()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def gone(self) -> bool:
+        return self._gone
+
+    def attach(self, mount: str, session: int, table: int) -> None:
+        self.ask(lambda number: protocol.Attach(id=number, mount=mount), (session, table))
+
+    def grant(self, mount: str, grant: str, reference: str, access: Access) -> None:
+        self.ask(lambda number: protocol.Grant(id=number, mount=mount, grant=grant, reference=reference, access=access))
+
+    def revoke(self, mount: str, grant: str) -> None:
+        self.ask(lambda number: protocol.Revoke(id=number, mount=mount, grant=grant))
+
+    def detach(self, mount: str) -> None:
+        """Detaching what is not attached is no error."""
+        try:
+            self.ask(lambda number: protocol.Detach(id=number, mount=mount))
+        except NotFound:
+            return
+
+    def progress(self, mount: str, limit_s: float = _ANSWER_LIMIT_S) -> protocol.MountProgress:
+        answers = self.ask(lambda number: protocol.Progress(id=number, mount=mount), limit_s=limit_s)
+        return _only(answers, protocol.MountProgress)
+
+    def resolve(
+        self, reference: str, access: Access, view: View, cancel: threading.Event | None
+    ) -> tuple[protocol.Resolved, bytes]:
+        """The artifact and its encoded table. It takes as long as the registry does."""
+        pending = self._send(
+            lambda number: protocol.Resolve(id=number, reference=reference, access=access, view=view), ()
+        )
+        try:
+            resolved = _only(self._wait(pending, limit_s=None, cancel=cancel), protocol.Resolved)
+            if len(pending[1].fds) != 1:
+                raise Unavailable("the fetcher sent no table", where=reference)
+            return resolved, wire.read_whole(pending[1].fds[0], MAX_TABLE_BYTES)
+        finally:
+            self._forget(pending)
+
+    def ask(
+        self,
+        make: Callable[[int], protocol.Request],
+        fds: Sequence[int] = (),
+        *,
+        limit_s: float | None = _ANSWER_LIMIT_S,
+        cancel: threading.Event | None = None,
+    ) -> list[protocol.Answer]:
+        """Sends what `make` makes of a fresh id; the answer's parts. A refusal is raised as the error that it carries."""
+        pending = self._send(make, fds)
+        try:
+            return self._wait(pending, limit_s=limit_s, cancel=cancel)
+        finally:
+            self._forget(pending)
+
+    def close(self) -> None:
+        """Ends the connection, and with it all that was attached and granted over it. `on_gone` is called as after a death."""
+        self._channel.hang_up()
+        if threading.current_thread() is not self._reader:
+            self._reader.join()
+
+    def _greet(self) -> int:
+        welcome = _only(self.ask(lambda number: protocol.Hello(id=number)), protocol.Welcome)
+        if welcome.version != protocol.VERSION:
+            raise InvalidRequest(
+                f"the fetcher that runs speaks version {welcome.version}, not {protocol.VERSION}",
+                where=str(self.path),
+                fix="end what uses this cache directory",
+            )
+        with self._lock:
+            if self._gone:
+                raise Unavailable("the fetcher ended at once", where=str(self.path))
+            self._greeted = True
+        return welcome.pid
+
+    def _send(self, make: Callable[[int], protocol.Request], fds: Sequence[int]) -> tuple[int, _Pending]:
+        number, pending = next(self._ids), _Pending()
+        with self._lock:
+            if self._gone:
+                raise Unavailable("the fetcher is gone", where=str(self.path))
+            self._pending[number] = pending
+        try:
+            self._channel.send(make(number), fds)
+        except (OSError, ValueError) as error:
+            self._forget((number, pending))
+            if isinstance(error, ValueError):
+                raise InvalidRequest(f"too large for the fetcher: {error}") from None
+            raise Unavailable(f"the fetcher is gone: {error.strerror}", where=str(self.path)) from None
+        except BaseException:
+            self._forget((number, pending))
+            raise
+        return number, pending
+
+    def _wait(
+        self, sent: tuple[int, _Pending], *, limit_s: float | None, cancel: threading.Event | None
+    ) -> list[protocol.Answer]:
+        number, pending = sent
+        deadline = None if limit_s is None else time.monotonic() + limit_s
+        cancelled = False
+        while not pending.complete.wait(_CANCEL_STEP_S if cancel is not None and not cancelled else _left(deadline)):
+            if cancel is not None and cancel.is_set() and not cancelled:
+                cancelled = True
+                deadline = time.monotonic() + _CANCEL_LIMIT_S
+                self._cancel(number)
+            elif deadline is not None and time.monotonic() >= deadline:
+                if cancelled:
+                    raise Cancelled("given up")
+                raise Unavailable(f"the fetcher did not answer within {limit_s:.0f} s", where=str(self.path))
+        with self._lock:
+            answers = list(pending.answers)
+        if not answers or (isinstance(answers[-1], protocol.CacheBlobs) and not answers[-1].last):
+            raise Unavailable("the fetcher died", where=str(self.path))
+        last = answers[-1]
+        if isinstance(last, protocol.Refused):
+            raise from_fault(last.fault)
+        return answers
+
+    def _cancel(self, number: int) -> None:
+        try:
+            self._channel.send(protocol.Cancel(id=number))
+        except OSError:
+            return  # the reader's thread says so to all
+
+    def _forget(self, sent: tuple[int, _Pending]) -> None:
+        number, pending = sent
+        with self._lock:
+            self._pending.pop(number, None)
+            fds, pending.fds = pending.fds, []
+        wire.close_all(fds)
+
+    def _read(self) -> None:
+        try:
+            while (received := self._channel.receive()) is not None:
+                self._deliver(*received)
+        except (OSError, ValueError):
+            pass  # a message that is not understood, from a process that parses hostile input: it is not trusted any more
+        finally:
+            self._channel.hang_up()
+            with self._lock:
+                self._gone = True
+                greeted = self._greeted
+                waiting = list(self._pending.values())
+            for pending in waiting:
+                pending.complete.set()
+            self._channel.close()
+            if greeted:
+                self._on_gone(self)
+
+    def _deliver(self, answer: protocol.Answer, fds: list[int]) -> None:
+        with self._lock:
+            pending = self._pending.get(answer.id)
+            if pending is not None:
+                pending.answers.append(answer)
+                pending.fds.extend(fds)
+        if pending is None:  # nobody waits any more
+            wire.close_all(fds)
+        elif not isinstance(answer, protocol.CacheBlobs) or answer.last:
+            pending.complete.set()
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _only(answers: list[protocol.Answer], kind: type[_AnswerT]) -> _AnswerT:
+    answer = answers[-1]
+    if not isinstance(answer, kind):
+        raise Unavailable(f"the fetcher answered with {type(answer).__name__} where {kind.__name__} was expected")
+    return answer

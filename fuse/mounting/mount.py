@@ -1,0 +1,136 @@
+"""What a holder knows of one mount, and the form in which the keeper holds it.
+
+A `Mount` is changed only with its `lock` held, which may take as long as a worker needs to start; who only looks (status)
+reads its attributes as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from fuse import wire
+from fuse.errors import WeightlessError
+from fuse.fetch.protocol import MountProgress
+from fuse.mounting.backoff import Backoff
+from fuse.mounting.fetcher_connection import Connection
+from fuse.mounting.worker import Worker
+from fuse.registry.access import Access
+from fuse.spec import MountSpec, Prefetch
+
+_VERSION: Final = 1
+_MAX_STATE_BYTES: Final = 16 * 1024 * 1024
+
+
+class Use(msgspec.Struct, frozen=True, kw_only=True):
+    """One user of a mount, and what that user may pull it with."""
+
+    reference: str
+    access: Access
+    prefetch: Prefetch
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a mount but its descriptors: what a successor needs to serve it. Holds credentials: never on disk, never logged."""
+
+    spec: MountSpec
+    init: bytes
+    reply: bytes
+    mountpoint: str
+    device: str
+    bytes_total: int
+    by_fusermount: bool
+    uses: dict[str, Use]
+    version: int = _VERSION
+
+
+_KEPT = msgspec.json.Decoder(Kept)
+
+
+@dataclass(slots=True, kw_only=True)
+class Mount:
+    """A mount of this holder; live between the end of its creation and its unmount."""
+
+    spec: MountSpec
+    mountpoint: Path
+    bytes_total: int
+    by_fusermount: bool
+    id: str = ""
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    live: bool = False
+    ending: bool = False
+    """Somebody waits for the lock to unmount it: a worker that is being started is not waited for."""
+    device_fd: int = -1
+    table_fd: int = -1
+    device: str = ""
+    """`major:minor`, as in the mount table."""
+    init: bytes = b""
+    reply: bytes = b""
+    uses: dict[str, Use] = field(default_factory=dict)
+    worker: Worker | None = None
+    attached_to: Connection | None = None
+    """The connection over which the fetcher serves it; with another one it has to be attached again."""
+    backoff: Backoff = field(default_factory=Backoff)
+    repairing: bool = False
+    trouble: WeightlessError | None = None
+    """Why it has no worker or fetcher just now."""
+    trouble_since: float = 0.0
+    progress: MountProgress | None = None
+
+    def __post_init__(self) -> None:
+        self.id = self.spec.identity
+
+    @property
+    def prefetch(self) -> Prefetch:
+        """The most that any user wants."""
+        return "full" if any(use.prefetch == "full" for use in self.uses.values()) else "none"
+
+    def note(self, trouble: WeightlessError | None) -> None:
+        """Why it is not served just now, for its status; None when it is."""
+        if (self.trouble is None) != (trouble is None):
+            self.trouble_since = time.time()
+        self.trouble = trouble
+
+    def keepsake(self) -> int:
+        """A sealed memfd of the `Kept`; the caller owns it."""
+        kept = Kept(
+            spec=self.spec,
+            init=self.init,
+            reply=self.reply,
+            mountpoint=os.fspath(self.mountpoint),
+            device=self.device,
+            bytes_total=self.bytes_total,
+            by_fusermount=self.by_fusermount,
+            uses=self.uses,
+        )
+        return wire.sealed_memfd("weightless-mount", msgspec.json.encode(kept))
+
+    def close(self) -> None:
+        """Closes its descriptors."""
+        wire.close_all([fd for fd in (self.device_fd, self.table_fd) if fd >= 0])
+        self.device_fd = self.table_fd = -1
+
+
+def from_kept(device_fd: int, state_fd: int, table_fd: int) -> Mount:
+    """The mount that the keeper held; takes over `device_fd` and `table_fd` on success. Raises ValueError."""
+    kept = _KEPT.decode(wire.read_whole(state_fd, _MAX_STATE_BYTES))
+    if kept.version != _VERSION:
+        raise ValueError(f"kept by another version of the program ({kept.version}, not {_VERSION})")
+    return Mount(
+        spec=kept.spec,
+        mountpoint=Path(kept.mountpoint),
+        bytes_total=kept.bytes_total,
+        by_fusermount=kept.by_fusermount,
+        device_fd=device_fd,
+        table_fd=table_fd,
+        device=kept.device,
+        init=kept.init,
+        reply=kept.reply,
+        uses=dict(kept.uses),
+    )

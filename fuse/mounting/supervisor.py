@@ -1,0 +1,273 @@
+"""What keeps a mount served: its worker, its session with the fetcher, and their replacement when one of them dies.
+
+A mount's lock is held by the caller wherever a mount is passed in, but in `repair_soon` and `fetcher_is_back`, which take it
+themselves, on threads of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
+
+from fuse import spec, wire
+from fuse.errors import MountFailed, Unavailable, WeightlessError
+from fuse.mounting import device
+from fuse.mounting.fetcher import UNPRIVILEGED_ID, FetcherClient
+from fuse.mounting.fetcher_connection import Connection
+from fuse.mounting.keeping import Keeping
+from fuse.mounting.mount import Mount
+from fuse.mounting.values import HolderSettings
+from fuse.mounting.watch import Watch
+from fuse.mounting.worker import Worker
+
+_FETCHER_TRIES: Final = 3
+_STARTS_AT_A_TIME: Final = 4
+
+_log = structlog.get_logger()
+_Result = TypeVar("_Result")
+
+
+class Supervisor:
+    """Serves the mounts of one holder. `gone` is called, without locks, for a mount that the kernel has ended."""
+
+    def __init__(
+        self,
+        settings: HolderSettings,
+        watcher: Watch,
+        keeping: Keeping,
+        *,
+        mounts: Callable[[], list[Mount]],
+        gone: Callable[[Mount], None],
+    ) -> None:
+        self.fetcher = FetcherClient(settings.fetcher(), on_connected=self._fetcher_is_back)
+        self._settings = settings
+        self._watch = watcher
+        self._keeping = keeping
+        self._mounts = mounts
+        self._gone = gone
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._repairs: set[threading.Thread] = set()
+        # When memory ran out for all workers at once, starting all of their successors at once would end the same way.
+        self._starts = threading.Semaphore(_STARTS_AT_A_TIME)
+        root = os.geteuid() == 0
+        self._uid = (UNPRIVILEGED_ID if settings.uid is None else settings.uid) if root else None
+        self._gid = (UNPRIVILEGED_ID if settings.gid is None else settings.gid) if root else None
+
+    # ---- the fetcher's side ----
+
+    def attach(self, mount: Mount) -> socket.socket:
+        """Attaches the mount with all its grants to a live fetcher; the other end of the session, which the caller owns."""
+        return self._with_fetcher(lambda connection: self._attach_to(mount, connection))
+
+    def grant(self, mount: Mount, name: str) -> None:
+        """Tells the fetcher of one of the mount's uses."""
+
+        def tell(connection: Connection) -> None:
+            if mount.attached_to is connection:
+                use = mount.uses[name]
+                connection.grant(mount.id, name, use.reference, use.access)
+            else:
+                self._attach_again(mount, connection)  # which grants all
+
+        self._with_fetcher(tell)
+
+    def revoke(self, mount: Mount, name: str) -> None:
+        connection = mount.attached_to
+        if connection is None:
+            return
+        try:
+            connection.revoke(mount.id, name)
+        except WeightlessError as error:
+            # A fetcher that is gone has forgotten it; the next one is not told of it.
+            if not connection.gone:
+                _log.warning("grant_not_revoked", mount=mount.id, grant=name, error=error)
+
+    def detach(self, mount: Mount) -> None:
+        connection, mount.attached_to = mount.attached_to, None
+        if connection is not None:
+            with suppress(WeightlessError):  # then it is gone, or forgets the mount with the connection
+                connection.detach(mount.id)
+
+    # ---- the worker's side ----
+
+    def start_worker(self, mount: Mount, session: int, limit_s: float) -> None:
+        """Starts a worker; returns when it serves, and the mount has its reply. Raises a WeightlessError, with no worker left."""
+        fds = (mount.device_fd, session, mount.table_fd)
+        takeover = mount.reply
+        served = msgspec.structs.replace(mount.spec, prefetch=mount.prefetch)
+        with self._starts:
+            worker = Worker(
+                self._watch,
+                log_level=self._settings.log_level,
+                on_end=lambda ended: self._worker_ended(mount, ended),
+            )
+            mount.worker = worker
+            try:
+                worker.start(
+                    spec.Start(spec=served, init=mount.init, reply=takeover, uid=self._uid, gid=self._gid), fds
+                )
+                reply = worker.wait_started(limit_s)
+            except BaseException:
+                worker.end(drain=False)
+                mount.worker = None
+                raise
+        # The first worker's reply stays: it is what the kernel took.
+        mount.reply = mount.reply or reply
+        mount.backoff.started(time.monotonic())
+
+    def end_worker(self, mount: Mount, *, drain: bool) -> None:
+        worker, mount.worker = mount.worker, None
+        if worker is not None:
+            worker.end(drain=drain)
+
+    def set_prefetch(self, mount: Mount) -> None:
+        if mount.worker is not None:
+            with suppress(MountFailed):  # its successor is told at its start
+                mount.worker.set_prefetch(mount.prefetch)
+
+    # ---- repair ----
+
+    def repair_soon(self, mount: Mount) -> None:
+        """Has the mount served again, on a thread of its own. Nothing if that is under way, or not needed."""
+        with self._lock:
+            if mount.repairing or self._closing.is_set():
+                return
+            mount.repairing = True
+            thread = threading.Thread(target=self._repair, args=(mount,), name=f"repair-{mount.id}", daemon=True)
+            self._repairs.add(thread)
+        thread.start()
+
+    def stop_repairs(self) -> None:
+        """No repair runs, or begins, after this. Workers that are just being started are killed."""
+        self._closing.set()
+        for mount in self._mounts():
+            mount.ending = True
+            self.hurry(mount)
+        with self._lock:
+            threads = list(self._repairs)
+        for thread in threads:
+            thread.join()
+
+    def hurry(self, mount: Mount) -> None:
+        """Makes whoever starts a worker for a live mount give up, for the sake of someone who waits for the lock to end it."""
+        worker = mount.worker
+        if mount.live and worker is not None and worker.starting:
+            worker.kill()
+
+    def close(self) -> None:
+        self.fetcher.close()
+
+    def _worker_ended(self, mount: Mount, worker: Worker) -> None:
+        """On the watch thread."""
+        if mount.worker is worker and mount.live:
+            self.repair_soon(mount)
+
+    def _repair(self, mount: Mount) -> None:
+        ended_by_kernel = False
+        try:
+            pause_s = mount.backoff.died(time.monotonic()) if mount.worker is not None else 0.0
+            while not self._closing.wait(pause_s):
+                with mount.lock:
+                    if not mount.live or mount.ending or _served(mount):
+                        return
+                    if device.gone(mount.device_fd):
+                        ended_by_kernel = True
+                        return
+                    if self._replace_worker(mount):
+                        return
+                    pause_s = mount.backoff.died(time.monotonic())
+        finally:
+            with self._lock:
+                mount.repairing = False
+                self._repairs.discard(threading.current_thread())
+            if ended_by_kernel:
+                self._gone(mount)
+            elif mount.live and not mount.ending and not _served(mount):
+                self.repair_soon(mount)  # it died again between our last look and now
+
+    def _replace_worker(self, mount: Mount) -> bool:
+        if mount.worker is not None:
+            _log.warning("worker_gone", mount=mount.id, pid=mount.worker.pid, mountpoint=str(mount.mountpoint))
+        self.end_worker(mount, drain=False)
+        first_reply = not mount.reply
+        try:
+            with self.attach(mount) as session:
+                self.start_worker(mount, session.fileno(), self._settings.start_limit_s * 2)
+        except (WeightlessError, OSError) as error:
+            mount.note(error if isinstance(error, WeightlessError) else MountFailed(str(error)))
+            _log.warning("worker_not_replaced", mount=mount.id, error=error)
+            return False
+        if first_reply:
+            # The dead worker may have replied and taken requests without our having heard of it: then this one was not
+            # told that it takes over, and nobody has asked for those requests yet.
+            device.resend(mount.device_fd)
+            self._keeping.keep(mount)
+        mount.note(None)
+        _log.info("worker_replaced", mount=mount.id, pid=mount.worker.pid if mount.worker else None)
+        return True
+
+    # ---- the fetcher died ----
+
+    def _fetcher_is_back(self, connection: Connection) -> None:
+        """On the fetcher client's thread, with a new connection."""
+        for mount in self._mounts():
+            with mount.lock:
+                if not mount.live or mount.attached_to is connection or connection.gone:
+                    continue
+                try:
+                    self._attach_again(mount, connection)
+                except (WeightlessError, OSError) as error:
+                    mount.note(error if isinstance(error, WeightlessError) else Unavailable(str(error)))
+                    _log.warning("mount_not_attached", mount=mount.id, error=error)
+                else:
+                    _log.info("mount_attached_again", mount=mount.id)
+
+    def _attach_again(self, mount: Mount, connection: Connection) -> None:
+        with self._attach_to(mount, connection) as session:
+            if mount.worker is not None:
+                with suppress(MountFailed):  # it is being replaced, and gets a session of its own
+                    mount.worker.new_session(session.fileno())
+        if mount.worker is not None:
+            mount.note(None)
+
+    def _attach_to(self, mount: Mount, connection: Connection) -> socket.socket:
+        # Over the same connection this replaces the session only; the fetcher has the grants already.
+        known = mount.attached_to is connection
+        mount.attached_to = None
+        ours, theirs = wire.pair()
+        try:
+            with theirs:
+                connection.attach(mount.id, theirs.fileno(), mount.table_fd)
+            for name, use in () if known else mount.uses.items():
+                connection.grant(mount.id, name, use.reference, use.access)
+        except BaseException:
+            ours.close()
+            with suppress(WeightlessError):
+                connection.detach(mount.id)
+            raise
+        mount.attached_to = connection
+        return ours
+
+    def _with_fetcher(self, step: Callable[[Connection], _Result]) -> _Result:
+        tries = 0
+        while True:
+            tries += 1
+            connection = self.fetcher.connection()
+            try:
+                return step(connection)
+            except Unavailable:
+                if not connection.gone or tries == _FETCHER_TRIES:
+                    raise
+
+
+def _served(mount: Mount) -> bool:
+    return mount.worker is not None and mount.worker.alive

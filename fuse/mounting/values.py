@@ -1,0 +1,82 @@
+"""Values that go in and out of `fuse.mounting.manager`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuse import spec
+from fuse.filesystem.table import View
+from fuse.mounting.fetcher import FetcherSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HolderSettings:
+    """How a holder works. `name` tells holders of one run directory apart, and finds the keeper again after a restart."""
+
+    cache_dir: Path
+    run_dir: Path
+    name: str = "holder"
+    use_keeper: bool = True
+    """Whether mounts outlive this process: yes for a node plugin. Without, they end with it."""
+    uid: int | None = None
+    """What workers and the fetcher become when this is root; None means nobody (65534)."""
+    gid: int | None = None
+    quota_bytes: int | None = None
+    free_space_fraction: float | None = None
+    connections: int | None = None
+    log_level: str = "info"
+    log_to_stderr: bool = False
+    """Let the fetcher write to this process's standard error."""
+    start_limit_s: float = 30.0
+    """For the first worker of a mount; one that takes over has twice as long, and is then replaced again."""
+
+    def fetcher(self) -> FetcherSettings:
+        return FetcherSettings(
+            cache_dir=self.cache_dir,
+            run_dir=self.run_dir,
+            uid=self.uid,
+            gid=self.gid,
+            quota_bytes=self.quota_bytes,
+            free_space_fraction=self.free_space_fraction,
+            connections=self.connections,
+            log_level=self.log_level,
+            log_to_stderr=self.log_to_stderr,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedArtifact:
+    """An artifact that may be mounted: credentials were proven, its tree is known."""
+
+    reference: str
+    """Pinned to `digest`."""
+    digest: str
+    media_type: str
+    view: View
+    table: str
+    """Identity of `content`."""
+    content: bytes
+    """The encoded inode table, which is not looked into here."""
+    bytes_total: int
+    files: int
+
+    @property
+    def parts(self) -> tuple[spec.Part, ...]:
+        return (spec.Part(digest=self.digest, view=self.view),)
+
+    @property
+    def identity(self) -> str:
+        """The id that its mount has, whoever mounts it."""
+        return spec.identity(self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostMount:
+    """What the keeper held and could not be taken back: to be mounted anew by whoever knows how."""
+
+    mount_id: str
+    mountpoint: str
+    reference: str
+    grants: tuple[str, ...]
+    reason: str

@@ -1,0 +1,199 @@
+"""One worker process as its holder sees it: started with a mount's descriptors, listened to, asked, stopped.
+
+Its messages and its end are noticed by the holder's `Watch` thread; every other method may be called from any thread. A worker
+that is gone stays gone: the mount's next worker is another object.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from fuse import spec, wire
+from fuse.errors import MountFailed, WeightlessError, from_fault
+from fuse.mounting import process, watch
+
+PROGRAM: Final = ("-P", "-m", "fuse.worker")
+"""-P: the directory that somebody started us in is no place to import from."""
+_SEND_LIMIT_S: Final = 5.0
+_STOP_GRACE_S: Final = 6.0
+_TAIL_BYTES: Final = 4000
+
+_log = structlog.get_logger()
+
+
+class Worker:
+    """A started process; it serves once `wait_started` has returned."""
+
+    def __init__(self, watcher: watch.Watch, *, log_level: str, on_end: Callable[[Worker], None]) -> None:
+        self._watch = watcher
+        self._on_end = on_end
+        ours, theirs = wire.pair()
+        ours.settimeout(_SEND_LIMIT_S)
+        self._control: wire.Channel[spec.FromWorker] = wire.Channel(ours, spec.FromWorker)
+        self._stderr, stderr = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._stderr, False)
+        self._tail = b""
+        self._settled = threading.Event()
+        self._reply: bytes | None = None
+        self._trouble: WeightlessError | None = None
+        self._ids = itertools.count(1)
+        self._asked: int | None = None
+        self._reported = threading.Event()
+        self.report: spec.Report | None = None
+        """What it said last."""
+        self.condition: spec.Condition | None = None
+        try:
+            with theirs:
+                argv = [sys.executable, *PROGRAM, str(theirs.fileno())]
+                self._child = process.spawn(argv, pass_fds=(theirs.fileno(),), stderr=stderr, log_level=log_level)
+        except BaseException:
+            self._control.close()
+            os.close(self._stderr)
+            raise
+        finally:
+            os.close(stderr)
+        self.pid = self._child.pid
+        self._control_fd = self._control.fileno()
+        self._open = True
+        self._closed = threading.Event()
+        watcher.add(self._stderr, watch.READABLE, self._read_stderr)
+        watcher.add(self._control_fd, watch.READABLE, self._read_control)
+
+    @property
+    def alive(self) -> bool:
+        """False once its end was noticed."""
+        return self._open
+
+    @property
+    def starting(self) -> bool:
+        """Whether it has neither served nor failed yet."""
+        return not self._settled.is_set()
+
+    def start(self, message: spec.Start, fds: Sequence[int]) -> None:
+        """Hands over what to serve: device, fetch session, table. `wait_started` tells how it went."""
+        with suppress(MountFailed):
+            self._send(message, fds)
+
+    def wait_started(self, limit_s: float) -> bytes:
+        """The reply that it gave to the kernel's INIT. Raises what the worker said of its failure, or MountFailed."""
+        if not self._settled.wait(limit_s):
+            raise MountFailed(f"the worker does not serve after {limit_s:.0f} s{self._said()}")
+        if self._reply is not None:
+            return self._reply
+        if self._trouble is not None:
+            raise self._trouble
+        self._child.wait(1.0)
+        raise MountFailed(f"the worker {self._child.fate} before it served{self._said()}")
+
+    def new_session(self, session: int) -> None:
+        self._send(spec.NewSession(), (session,))
+
+    def set_prefetch(self, prefetch: spec.Prefetch) -> None:
+        self._send(spec.SetPrefetch(prefetch=prefetch))
+
+    def ask(self) -> None:
+        """Asks for a report; `wait_report` waits for it. One question at a time: a worker that hangs is not flooded."""
+        if self._asked is None and self._open:
+            self._asked = next(self._ids)
+            self._reported.clear()
+            with suppress(MountFailed):
+                self._send(spec.Ask(id=self._asked))
+
+    def wait_report(self, deadline: float) -> spec.Report | None:
+        """The newest report, after waiting until `deadline` (monotonic) for the one that was asked for."""
+        if self._open and self._asked is not None:
+            self._reported.wait(max(0.0, deadline - time.monotonic()))
+        return self.report
+
+    def kill(self) -> None:
+        self._child.kill()
+
+    def end(self, *, drain: bool) -> None:
+        """Returns when the process is gone: asked to with `drain`, else at once."""
+        if drain and self._open:
+            with suppress(MountFailed):
+                self._send(spec.Stop())
+        else:
+            self._control.hang_up()
+        if not self._child.wait(_STOP_GRACE_S):
+            _log.warning("worker_killed", pid=self.pid, reason="it did not stop")
+        self._child.end(within_s=0)
+        self._closed.wait(_STOP_GRACE_S)
+
+    def _send(self, message: spec.ToWorker, fds: Sequence[int] = ()) -> None:
+        try:
+            self._control.send(message, fds)
+        except OSError as error:
+            raise MountFailed(f"the worker is gone: {error.strerror or error}{self._said()}") from None
+
+    def _said(self) -> str:
+        text = self._tail.decode(errors="replace").strip()
+        return f"; its last words: {text}" if text else ""
+
+    # ---- on the watch thread ----
+
+    def _read_control(self) -> None:
+        if not watch.ready(self._control_fd):
+            return
+        try:
+            received = self._control.receive()
+        except (OSError, ValueError) as error:
+            _log.warning("worker_not_understood", pid=self.pid, error=str(error)[:500])
+            received = None
+        if received is None:
+            self._close()
+            return
+        message, fds = received
+        wire.close_all(fds)
+        match message:
+            case spec.Started():
+                self._reply = message.reply
+                self._settled.set()
+            case spec.Broken():
+                self._trouble = from_fault(message.fault)
+                self._settled.set()
+            case spec.Report():
+                self.report = message
+                self._asked = None
+                self._reported.set()
+            case spec.Condition():
+                self.condition = message
+
+    def _read_stderr(self) -> None:
+        try:
+            said = os.read(self._stderr, 65536)
+        except BlockingIOError:
+            return
+        if said:
+            self._tail = (self._tail + said)[-_TAIL_BYTES:]
+            with suppress(OSError):
+                os.write(2, said)
+            return
+        self._watch.remove(self._stderr)
+        os.close(self._stderr)
+        self._stderr = -1
+
+    def _close(self) -> None:
+        # What it wrote just before its end is the reason that a person wants to read.
+        while self._stderr >= 0 and watch.ready(self._stderr):
+            self._read_stderr()
+        if self._stderr >= 0:
+            self._watch.remove(self._stderr)
+            os.close(self._stderr)
+            self._stderr = -1
+        self._watch.remove(self._control_fd)
+        self._control.close()
+        self._open = False
+        self._settled.set()
+        self._reported.set()
+        self._closed.set()
+        self._on_end(self)

@@ -1,0 +1,224 @@
+"""Finding, starting, asking and leaving a fetcher, with one made for tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fuse import wire
+from fuse.errors import Cancelled, InvalidConfig, NotFound, Unavailable
+from fuse.fetch import protocol
+from fuse.filesystem import table
+from fuse.filesystem.table import View
+from fuse.mounting.fetcher import FetcherClient, FetcherSettings
+from fuse.mounting.fetcher_connection import Connection
+from tests.support.holders import ACCESS, Place, place, zombies
+from tests.support.leaks import alive
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.timeout(60)
+REFERENCE = "registry.example/m:v1"
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    with place(monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+def settings(here: Place) -> FetcherSettings:
+    return FetcherSettings(cache_dir=here.box.cache, run_dir=here.box.run)
+
+
+@pytest.fixture
+def client(settings: FetcherSettings) -> Iterator[FetcherClient]:
+    made = FetcherClient(settings)
+    yield made
+    made.close()
+
+
+def test_the_first_request_starts_it_and_the_last_close_ends_it(settings: FetcherSettings) -> None:
+    """Nothing runs before somebody asks, nothing is left after."""
+    client = FetcherClient(settings)
+    assert client.pid is None
+    resolved, content = client.resolve(REFERENCE, ACCESS, View())
+    assert table.identity(content) == resolved.table
+    pid = client.pid
+    assert pid is not None
+    assert os.getsid(pid) == pid
+    client.close()
+    assert not alive(pid)
+    assert zombies() == []
+    assert list(settings.run_dir.iterdir()) == []
+
+
+def test_it_is_shared_by_all_who_use_the_directory(settings: FetcherSettings) -> None:
+    """Ten at once start one; it lives until the last has gone."""
+    clients = [FetcherClient(settings) for _ in range(10)]
+    with ThreadPoolExecutor(10) as threads:
+        pids = set(threads.map(lambda client: client.connection().pid, clients))
+    assert len(pids) == 1
+    pid = pids.pop()
+    for client in sorted(clients, key=lambda client: client._started):
+        assert alive(pid)
+        client.close()
+    assert not alive(pid)
+
+
+def test_leaving_one_that_others_use_does_not_wait_for_its_end(
+    settings: FetcherSettings, client: FetcherClient
+) -> None:
+    """A command is done at once, a holder after the moment that it takes to be sure; who remains is not disturbed."""
+    pid = client.connection().pid
+    for holder, limit_s in ((False, 0.4), (True, 3)):
+        other = FetcherClient(settings, on_connected=(lambda _: None) if holder else None)
+        assert other.connection().pid == pid
+        began = time.monotonic()
+        other.close()
+        assert time.monotonic() - began < limit_s
+    assert client.cache_list()
+
+
+def test_a_holder_that_is_the_last_waits_for_the_end_of_one_that_another_started(settings: FetcherSettings) -> None:
+    """Whoever turns the light off sees it go out."""
+    starter, last = FetcherClient(settings), FetcherClient(settings, on_connected=lambda _: None)
+    pid = starter.connection().pid
+    assert last.connection().pid == pid
+    starter.close()
+    assert alive(pid)
+    last.close()
+    assert not alive(pid)
+
+
+def test_many_requests_at_a_time_get_their_own_answers(client: FetcherClient) -> None:
+    """Answers are matched by id, with their descriptors."""
+    names = [f"registry.example/m{number}:v1" for number in range(20)]
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda name: client.resolve(name, ACCESS, View()), names))
+    assert [resolved.media_type for resolved, _ in answers] == names
+    assert all(table.identity(content) == resolved.table for resolved, content in answers)
+
+
+def test_an_answer_in_parts_is_put_together(client: FetcherClient) -> None:
+    """A long list comes in several messages."""
+    assert len(client.cache_list()) == 2
+
+
+def test_a_refusal_is_raised_as_what_it_is(client: FetcherClient) -> None:
+    """The fetcher's error, not a wrapping of it."""
+    with pytest.raises(NotFound, match="no such tag"):
+        client.resolve("registry.example/m:missing", ACCESS, View())
+
+
+def test_a_request_can_be_cancelled(client: FetcherClient) -> None:
+    """The one who waits is released at once, and the fetcher is told."""
+    cancel = threading.Event()
+    threading.Timer(0.1, cancel.set).start()
+    with pytest.raises(Cancelled):
+        client.resolve("registry.example/m:slow", ACCESS, View(), cancel)
+    assert client.cache_list()
+
+
+def test_its_death_fails_what_waits_and_the_next_request_starts_another(client: FetcherClient) -> None:
+    """A request that may be repeated is repeated once by itself."""
+    connection = client.connection()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(connection.resolve, "registry.example/m:slow", ACCESS, View(), None)
+        until(lambda: connection._pending, "the request is under way")
+        os.kill(connection.pid, signal.SIGKILL)
+        with pytest.raises(Unavailable):
+            waiting.result(10)
+    assert connection.gone
+    with pytest.raises(Unavailable):
+        connection.detach("x")
+    assert client.resolve(REFERENCE, ACCESS, View())
+    assert client.pid != connection.pid
+
+
+def test_one_that_cannot_start_is_quoted(client: FetcherClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its exit and its last words are in the error; the next try may work."""
+    monkeypatch.setenv("WEIGHTLESS_TEST_FETCHER", "broken")
+    with pytest.raises(Unavailable, match="ended with status 1: the cache is on fire"):
+        client.cache_list()
+    assert client.trouble is not None
+    monkeypatch.delenv("WEIGHTLESS_TEST_FETCHER")
+    assert client.cache_list()
+    assert client.trouble is None
+
+
+def test_a_cache_directory_that_cannot_be_made_is_named(here: Place) -> None:
+    """A file stands where the directory should be."""
+    (here.box.root / "file").touch()
+    client = FetcherClient(FetcherSettings(cache_dir=here.box.root / "file" / "cache", run_dir=here.box.run))
+    with pytest.raises(InvalidConfig, match="cannot be created"):
+        client.cache_list()
+    client.close()
+
+
+def test_a_request_without_network_has_a_limit(client: FetcherClient) -> None:
+    """A fetcher that is stopped is told apart from one that is slow for a reason."""
+    connection = client.connection()
+    os.kill(connection.pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{connection.pid}/task")
+    until(lambda: all(") T " in (task / "stat").read_text() for task in tasks.iterdir()), "all of it is stopped")
+    try:
+        with pytest.raises(Unavailable, match="did not answer within"):
+            connection.ask(lambda number: protocol.CacheList(id=number), limit_s=0.1)
+    finally:
+        os.kill(connection.pid, signal.SIGCONT)
+
+
+def test_a_peer_that_talks_nonsense_is_left(here: Place) -> None:
+    """It parses hostile input, so its own words are not trusted either."""
+    path = here.box.run / "nonsense.sock"
+    with wire.listen(path) as listener:
+        threads = ThreadPoolExecutor(1)
+
+        def talk() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(1000)
+                sock.send(b'{"op": "welcome", "id": "not a number"}')
+                sock.recv(1000)
+
+        talking = threads.submit(talk)
+        with pytest.raises(Unavailable):
+            Connection(path, on_gone=lambda _: None)
+        talking.result(10)
+        threads.shutdown()
+    path.unlink()
+
+
+def test_another_version_is_refused(here: Place) -> None:
+    """Rather than be misunderstood."""
+    path = here.box.run / "newer.sock"
+    with wire.listen(path) as listener, ThreadPoolExecutor(1) as threads:
+
+        def talk() -> None:
+            channel: wire.Channel[protocol.Request] = wire.Channel(listener.accept()[0], protocol.Request)
+            with channel:
+                received = channel.receive()
+                assert received is not None
+                channel.send(protocol.Welcome(id=received[0].id, pid=1, version=99))
+                channel.receive()
+
+        talking = threads.submit(talk)
+        with pytest.raises(Exception, match="speaks version 99"):
+            Connection(path, on_gone=lambda _: None)
+        talking.result(10)
+    path.unlink()
+
+
+def test_the_settings_name_nobody_for_root_only() -> None:
+    """A user's fetcher stays that user's."""
+    argument = FetcherSettings(cache_dir=Path("/c"), run_dir=Path("/r"), quota_bytes=5).argument()
+    assert '"quota_bytes":5' in argument
+    assert ("65534" in argument) == (os.geteuid() == 0)
