@@ -1,0 +1,100 @@
+"""What surrounds every call: an identifier, one log line, and no exception but as a status.
+
+Whatever a handler raises becomes a code of `csi/status.py` and one readable sentence; `status.details` stays empty, as CSI wants
+it. Values of secret fields of the request are cut out of both, whoever put them there: kubelet writes messages into events of
+the pod. Handlers never call `context.abort` themselves.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
+
+import grpc
+import structlog
+
+from csi.redaction import clean, secret_values, visible
+from csi.status import code_of
+from fuse.errors import WeightlessError
+
+_QUIET: Final = frozenset(
+    {"Probe", "GetPluginInfo", "GetPluginCapabilities", "NodeGetCapabilities", "NodeGetInfo", "NodeGetVolumeStats"}
+)
+"""Called every few seconds: logged at debug level while they succeed."""
+
+_log = structlog.get_logger()
+_Handler = Callable[[Any, grpc.ServicerContext], Any]
+
+
+class Guard(grpc.ServerInterceptor):
+    """Wraps unary handlers; there are no others."""
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        method = handler_call_details.method.rpartition("/")[2]
+        return grpc.unary_unary_rpc_method_handler(
+            guarded(method, handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+def guarded(method: str, handler: _Handler) -> _Handler:
+    """`handler` with the promises of this module."""
+
+    def call(request: Any, context: grpc.ServicerContext) -> Any:
+        started = time.monotonic()
+        rpc = secrets.token_hex(4)
+        remaining = context.time_remaining()
+        with structlog.contextvars.bound_contextvars(rpc=rpc):
+            code, message, trace = grpc.StatusCode.OK, "", ""
+            response = None
+            try:
+                response = handler(request, context)
+            except WeightlessError as error:
+                code, message = code_of(error), str(error)
+            except NotImplementedError:
+                code, message = grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered by this plugin"
+            except Exception as error:  # noqa: BLE001  (the last line of defence: gRPC would send its text to the caller)
+                code = grpc.StatusCode.INTERNAL
+                message = f"internal error, see the log of the node plugin for rpc {rpc}"
+                # Frames only: the text of an unknown exception may hold anything.
+                trace = f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
+            message = clean(message, secret_values(request))
+            _log_call(method, request, code, message, trace, time.monotonic() - started, remaining)
+        if code is not grpc.StatusCode.OK:
+            context.abort(code, message)
+        return response
+
+    return call
+
+
+def _log_call(
+    method: str,
+    request: Any,
+    code: grpc.StatusCode,
+    message: str,
+    trace: str,
+    duration_s: float,
+    remaining_s: float | None,
+) -> None:
+    level = "error" if trace else "warning"
+    if code is grpc.StatusCode.OK:
+        level = "debug" if method in _QUIET else "info"
+    values: dict[str, Any] = {"method": method, "code": code.name, "duration_s": round(duration_s, 4)}
+    if remaining_s is not None and remaining_s < 1e6:
+        values["deadline_s"] = round(remaining_s, 1)
+    if message:
+        values["message"] = message
+    if trace:
+        values["trace"] = trace
+    getattr(_log, level)("rpc_finished", **values, request=visible(request))

@@ -1,0 +1,106 @@
+"""The Node service: decode, call, encode. No decisions but how many publishes may go on at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import grpc
+
+from csi import requests
+from csi.pb import csi_pb2 as pb
+from csi.pb import csi_pb2_grpc as rpc
+from csi.publisher import Publisher
+from csi.recovery import Mender
+from csi.targets import TargetRules
+from fuse.errors import InProgress, NotFound
+
+_CAPABILITIES: Final = (
+    pb.NodeServiceCapability.RPC.GET_VOLUME_STATS,
+    pb.NodeServiceCapability.RPC.VOLUME_CONDITION,
+)
+MAX_PUBLISHES: Final = 48
+"""At once, those that wait for others included. The rest of the server's threads is for calls that answer at once: with the
+registry away, publishes must not keep the liveness probe waiting."""
+_MARGIN_S: Final = 1.0
+"""How long before the caller's deadline a wait is given up, so that the caller still hears why."""
+
+
+class Node(rpc.NodeServicer):
+    def __init__(
+        self, *, node_id: str, max_volumes: int, publisher: Publisher, rules: TargetRules, mender: Mender
+    ) -> None:
+        self._node_id = node_id
+        self._max_volumes = max_volumes
+        self._publisher = publisher
+        self._rules = rules
+        self._mender = mender
+        self._slots = threading.BoundedSemaphore(MAX_PUBLISHES)
+
+    def NodePublishVolume(  # noqa: N802  (named by the protocol, as all below)
+        self, request: pb.NodePublishVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.NodePublishVolumeResponse:
+        wanted = requests.publish(request, self._rules)
+        with self._slot():
+            self._publisher.publish(wanted, _limit_s(context))
+        return pb.NodePublishVolumeResponse()
+
+    def NodeUnpublishVolume(  # noqa: N802
+        self, request: pb.NodeUnpublishVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.NodeUnpublishVolumeResponse:
+        self._publisher.unpublish(requests.unpublish(request, self._rules), _limit_s(context))
+        return pb.NodeUnpublishVolumeResponse()
+
+    def NodeGetVolumeStats(  # noqa: N802
+        self, request: pb.NodeGetVolumeStatsRequest, context: grpc.ServicerContext
+    ) -> pb.NodeGetVolumeStatsResponse:
+        """From memory: the file system itself is not asked, it may be waiting for a registry."""
+        del context
+        key = requests.stats(request, self._rules)
+        record = self._publisher.find(key) if key is not None else None
+        if record is None:
+            raise NotFound(f"volume {request.volume_id!r:.200} is not published at {request.volume_path!r:.300}")
+        health = self._mender.health(record) or self._publisher.health(record)
+        return pb.NodeGetVolumeStatsResponse(
+            usage=[
+                pb.VolumeUsage(unit=pb.VolumeUsage.BYTES, total=record.bytes_total, used=record.bytes_total),
+                pb.VolumeUsage(unit=pb.VolumeUsage.INODES, total=record.files, used=record.files),
+            ],
+            volume_condition=pb.VolumeCondition(
+                abnormal=health.state != "healthy",
+                message=health.reason or ("the volume can be read" if health.state == "healthy" else health.state),
+            ),
+        )
+
+    def NodeGetCapabilities(  # noqa: N802
+        self, request: pb.NodeGetCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> pb.NodeGetCapabilitiesResponse:
+        del request, context
+        return pb.NodeGetCapabilitiesResponse(
+            capabilities=[
+                pb.NodeServiceCapability(rpc=pb.NodeServiceCapability.RPC(type=kind)) for kind in _CAPABILITIES
+            ]
+        )
+
+    def NodeGetInfo(  # noqa: N802
+        self, request: pb.NodeGetInfoRequest, context: grpc.ServicerContext
+    ) -> pb.NodeGetInfoResponse:
+        del request, context
+        return pb.NodeGetInfoResponse(node_id=self._node_id, max_volumes_per_node=self._max_volumes)
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        if not self._slots.acquire(blocking=False):
+            raise InProgress(f"{MAX_PUBLISHES} volumes are being published already", fix="it will be tried again")
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+
+def _limit_s(context: grpc.ServicerContext) -> float | None:
+    remaining = context.time_remaining()
+    # Without a deadline gRPC says None, or a time far beyond what a lock can wait.
+    return max(0.0, remaining - _MARGIN_S) if remaining is not None and remaining < 1e6 else None

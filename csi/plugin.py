@@ -1,0 +1,170 @@
+"""The node plugin as a process: what is started in which order, and how it ends.
+
+Two plugins must not share kubelet's directory, a state directory or a socket: the first two are held by locks on the directories
+themselves, the socket by `Server`. On SIGTERM no new call is taken, what is under way is cancelled or finished, and the mounts
+are left to the keeper, unless no volume is published.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+import structlog
+
+from csi.identity import DRIVER_NAME, Identity
+from csi.mounts import Manager, SharedMounts
+from csi.node import Node
+from csi.pb import csi_pb2_grpc as rpc
+from csi.publisher import AccessSource, Publisher
+from csi.recovery import Mender, recover
+from csi.server import Server, is_served, socket_path
+from csi.targets import TargetRules
+from csi.volumes import VolumeRecords
+from fuse.errors import Conflict, InvalidConfig
+from fuse.mounting.status import MountStatus
+
+_GRACE_S: Final = 10.0
+"""Kubernetes gives 30 s between SIGTERM and SIGKILL."""
+_MAX_NODE_ID_BYTES: Final = 256
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginSettings:
+    """What `weightless node` was told."""
+
+    endpoint: str
+    node_id: str
+    access: AccessSource
+    """How registries are reached: `fuse.mounting.access.AccessReader`, with loopback addresses forbidden."""
+    kubelet_dir: Path = Path("/var/lib/kubelet")
+    state_dir: Path = Path("/var/lib/weightless")
+    max_volumes: int = 0
+    """Reported to the scheduler; 0 means no limit."""
+    checkpoint: Callable[[str], None] = lambda _: None
+    """Called after every step of a publish or unpublish with its name, for tests."""
+
+
+class NodePlugin:
+    """One node plugin. `run` is `start`, a wait for SIGTERM or SIGINT, and `stop`."""
+
+    def __init__(self, settings: PluginSettings, manager: Manager) -> None:
+        self._path = socket_path(settings.endpoint)
+        if not 0 < len(settings.node_id.encode()) <= _MAX_NODE_ID_BYTES:
+            raise InvalidConfig(f"must have 1 to {_MAX_NODE_ID_BYTES} bytes", where="node id", fix="see --node-id")
+        if settings.max_volumes < 0:
+            raise InvalidConfig("must not be negative", where="max volumes")
+        self._settings = settings
+        self._manager = manager
+        self._rules = TargetRules(settings.kubelet_dir)
+        self._records = VolumeRecords(settings.state_dir)
+        self.mounts_dir = self._rules.root / "plugins" / DRIVER_NAME / "mounts"
+        self._shared = SharedMounts(manager, self.mounts_dir)
+        self._publisher = Publisher(
+            records=self._records,
+            shared=self._shared,
+            access=settings.access,
+            rules=self._rules,
+            checkpoint=settings.checkpoint,
+        )
+        self._mender = Mender(self._publisher)
+        self._publisher.on_unfinished = lambda record: self._mender.add(record, reason="it is being taken away")
+        manager.on_gone = self._mount_gone
+        self._server = Server(self._path, self._register)
+        self._locks = ExitStack()
+        self._ready = False
+        self._ending = threading.Event()
+
+    def run(self) -> None:
+        """Serves until SIGTERM or SIGINT. Call on the main thread. Raises a WeightlessError when it cannot start."""
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self.start()
+            try:
+                self._ending.wait()
+            finally:
+                self.stop()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def start(self) -> None:
+        """Locks, brings back what was published, and serves."""
+        if is_served(self._path):
+            # Said before anything is touched; `Server.start` asks again under its lock.
+            raise Conflict("another node plugin serves this socket", where=str(self._path), fix="stop it first")
+        with ExitStack() as undo:
+            undo.callback(self._locks.close)
+            self._lock(self._settings.state_dir)
+            self._lock(self.mounts_dir)
+            self._records.load()
+            self._manager.start()
+            undo.callback(self._close_manager)
+            undo.callback(self._mender.close)
+            recover(self._publisher, self._shared, self._rules, self._mender)
+            self._server.start()
+            undo.pop_all()
+        self._ready = True
+        _log.info("plugin_started", socket=str(self._path), volumes=len(self._records.all()))
+
+    def stop(self) -> None:
+        """Ends in the order in which things depend on each other. Published volumes stay mounted."""
+        self._ready = False
+        # First what is under way: only then can the calls that wait for it return.
+        finished = self._publisher.operations.close(_GRACE_S)
+        self._server.stop(_GRACE_S)
+        self._mender.close()
+        self._close_manager()
+        self._locks.close()
+        _log.info("plugin_stopped", volumes=len(self._records.all()), finished=finished)
+
+    def _mount_gone(self, status: MountStatus) -> None:
+        """The kernel has ended a mount that nobody here unmounted."""
+        for record in self._records.all():
+            if record.identity == status.id and record.stage == "published":
+                self._mender.add(record, reason="the file system was unmounted by somebody else")
+
+    def _close_manager(self) -> None:
+        self._manager.close(keep=bool(self._records.all()))
+
+    def _register(self, server: grpc.Server) -> None:
+        rpc.add_IdentityServicer_to_server(Identity(lambda: self._ready), server)
+        node = Node(  # type: ignore[abstract]  # what is not offered is left to the generated base, which says so
+            node_id=self._settings.node_id,
+            max_volumes=self._settings.max_volumes,
+            publisher=self._publisher,
+            rules=self._rules,
+            mender=self._mender,
+        )
+        rpc.add_NodeServicer_to_server(node, server)
+
+    def _lock(self, directory: Path) -> None:
+        """Holds the directory, which is made if missing, for the life of this plugin. Raises Conflict or InvalidConfig."""
+        try:
+            # Parents first: mkdir gives `mode` to the last one only, and the socket lies beside the mounts.
+            directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidConfig(f"cannot be used: {error.strerror}", where=str(directory)) from error
+        self._locks.callback(os.close, fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                "another node plugin uses this directory", where=str(directory), fix="stop it first"
+            ) from error
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        del number
+        self._ending.set()

@@ -1,0 +1,288 @@
+"""Publishing and unpublishing: the order of steps, and how they are undone.
+
+A publish resolves the reference with the credentials of its own request (that is the proof that it may pull, whatever the cache
+holds), writes a record, holds the shared mount, binds it to the target, and marks the record. The record comes first and
+goes last, so whoever dies in between leaves something that says what to undo. Undoing is the same whether a publish failed,
+was cancelled, or is being taken back: unbind, remove the directory, drop the mount, remove the record; each step is nothing
+where there is nothing to do.
+
+Called from many threads; `Operations` keeps those of one target apart. It knows neither gRPC nor paths that are not checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from csi import mounts
+from csi.mounts import SharedMounts
+from csi.operations import Operation, Operations
+from csi.requests import PublishRequest, VolumeKey
+from csi.targets import Target, TargetRules
+from csi.volumes import VolumeRecord, VolumeRecords
+from fuse.errors import Conflict, WeightlessError
+from fuse.mounting.status import Health
+from fuse.registry.access import Access
+
+_log = structlog.get_logger()
+
+
+class AccessSource(Protocol):
+    """What is needed of `fuse.mounting.access.AccessReader`."""
+
+    def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access: ...
+
+
+class Publisher:
+    """The volumes of this node."""
+
+    def __init__(
+        self,
+        *,
+        records: VolumeRecords,
+        shared: SharedMounts,
+        access: AccessSource,
+        rules: TargetRules,
+        checkpoint: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`checkpoint` is called with the name of every step that was done: where a test kills the process."""
+        self.records = records
+        self.shared = shared
+        self.operations = Operations()
+        self._access = access
+        self._rules = rules
+        self._checkpoint = checkpoint
+        self._salt = secrets.token_bytes(16)
+        self._proofs: dict[str, bytes] = {}
+        """What the credentials of a live publish looked like, salted: to know new ones when they come."""
+        self.on_unfinished: Callable[[VolumeRecord], None] = lambda _: None
+        """Called for a record whose undoing failed: somebody should try again."""
+
+    # ---- the calls of kubelet ----
+
+    def publish(self, request: PublishRequest, limit_s: float | None = None) -> None:
+        """Returns when the volume can be read at its target. `limit_s` bounds the waiting for others only."""
+        operation = Operation("publish", request.key.volume_id, request)
+        self.operations.run(
+            operation,
+            str(request.key.target.path),
+            lambda own: self._publish(own, request),
+            cancels=("repair",),
+            limit_s=limit_s,
+        )
+
+    def unpublish(self, key: VolumeKey, limit_s: float | None = None) -> None:
+        """Returns when nothing of the volume is left at its target; cancels a publish that is under way."""
+        operation = Operation("unpublish", key.volume_id, key)
+        self.operations.run(
+            operation,
+            str(key.target.path),
+            lambda _: self._unpublish(key),
+            cancels=("publish", "repair"),
+            limit_s=limit_s,
+        )
+
+    def find(self, key: VolumeKey) -> VolumeRecord | None:
+        """The record of a published volume."""
+        record = self.records.get(key.name)
+        return record if record is not None and record.stage == "published" else None
+
+    def health(self, record: VolumeRecord) -> Health:
+        return self.shared.health(record.identity)
+
+    # ---- steps ----
+
+    def _publish(self, operation: Operation, request: PublishRequest) -> None:
+        name = request.key.name
+        target = request.key.target
+        reference = request.attributes.reference
+        record = self.records.get(name)
+        if record is not None and record.stage == "published":
+            if record.parameters != request.parameters:
+                raise Conflict(
+                    f"volume {record.volume_id} is published there with other attributes, access mode or readonly",
+                    where=str(target.path),
+                    fix="unpublish it first",
+                )
+            if self.is_served(record):
+                self._renew(operation, record, request)
+                return
+            # Gone under us (the node was restarted): the same content is mounted again, whatever the tag says by now.
+            reference = record.pinned
+        self._check_free(request.key)
+        access = self._access.access(reference, request.secrets)
+        artifact = self.shared.resolve(reference, access, request.attributes.view, operation.cancel)
+        self._step(operation, "publish-resolved")
+        if record is not None:
+            self.undo(record)
+        wanted = VolumeRecord(
+            name=name,
+            volume_id=request.key.volume_id,
+            target=str(target.path),
+            stage="publishing",
+            reference=request.attributes.reference,
+            pinned=artifact.reference,
+            view=request.attributes.view,
+            prefetch=request.attributes.prefetch,
+            parameters=request.parameters,
+            identity=mounts.identity_of(artifact),
+            bytes_total=artifact.bytes_total,
+            files=artifact.files,
+            pod=request.pod,
+        )
+        with self._undoing(wanted):
+            self.records.put(wanted)
+            self._step(operation, "publish-recorded")
+            self.shared.hold(
+                artifact,
+                prefetch=wanted.prefetch,
+                grant=wanted.grant,
+                access=access,
+                checkpoint=lambda step: self._step(operation, f"publish-{step}"),
+            )
+            self._step(operation, "publish-held")
+            mounts.unbind(target)
+            mounts.bind(self.shared.path(wanted.identity), target)
+            self._step(operation, "publish-bound")
+            self.records.put(msgspec.structs.replace(wanted, stage="published"))
+            self._checkpoint("publish-done")
+        self._proofs[name] = self._proof(request.secrets)
+
+    def _unpublish(self, key: VolumeKey) -> None:
+        self._checkpoint("unpublish-begun")
+        record = self.records.get(key.name)
+        if record is None:
+            # Published by nobody that we know of. What of ours is there all the same goes; an empty directory goes, too.
+            other = self._holder(key)
+            if other is None:
+                mounts.unbind(key.target)
+                key.target.remove()
+            return
+        marked = msgspec.structs.replace(record, stage="unpublishing")
+        self.records.put(marked)
+        self._checkpoint("unpublish-recorded")
+        try:
+            self.undo(marked)
+        except WeightlessError:
+            self.on_unfinished(marked)
+            raise
+
+    def undo(self, record: VolumeRecord) -> None:
+        """Leaves nothing of this record, whatever of it was done. Raises a WeightlessError when something resists."""
+        target = self._target(record)
+        if target is not None:
+            mounts.unbind(target)
+            self._checkpoint("undo-unbound")
+            target.remove()
+            self._checkpoint("undo-target-removed")
+        self.shared.drop(record.identity, record.grant, lambda step: self._checkpoint(f"undo-{step}"))
+        self._checkpoint("undo-dropped")
+        self.records.remove(record.name)
+        self._proofs.pop(record.name, None)
+        self._checkpoint("undo-done")
+
+    def remount(self, operation: Operation, record: VolumeRecord) -> None:
+        """Shows a published volume again that is not there any more. What is there stays when this fails."""
+        target = self._target(record)
+        if target is None:
+            return
+        # Another volume may have brought the mount back already: it is shared, but this volume's hold on it is its own.
+        if not self.shared.is_held(record.identity, record.grant):
+            # The request's own credentials are not on disk; those of the node, or none, may do.
+            access = self._access.access(record.pinned, {})
+            artifact = self.shared.resolve(record.pinned, access, record.view, operation.cancel)
+            if mounts.identity_of(artifact) != record.identity:
+                raise WeightlessError("the artifact's identity has changed", where=record.pinned)
+            operation.check()
+            self.shared.hold(
+                artifact,
+                prefetch=record.prefetch,
+                grant=record.grant,
+                access=access,
+                checkpoint=lambda _: operation.check(),
+            )
+        operation.check()
+        if not self.is_served(record):
+            mounts.unbind(target)
+            mounts.bind(self.shared.path(record.identity), target)
+
+    # ---- what is there ----
+
+    def is_served(self, record: VolumeRecord) -> bool:
+        """Whether the target shows the live mount of this record."""
+        path = self.shared.path(record.identity)
+        return self.shared.is_live(record.identity) and mounts.shows(Path(record.target), path)
+
+    def _target(self, record: VolumeRecord) -> Target | None:
+        """The target of a record; None when kubelet's directory is another one now, where nothing of ours can be."""
+        try:
+            return self._rules.parse(record.target)
+        except WeightlessError as error:
+            _log.warning("record_outside_kubelet_dir", error=error)
+            return None
+
+    def _holder(self, key: VolumeKey) -> VolumeRecord | None:
+        """Another volume that is at this target."""
+        path = str(key.target.path)
+        return next(
+            (record for record in self.records.all() if record.target == path and record.name != key.name), None
+        )
+
+    def _check_free(self, key: VolumeKey) -> None:
+        other = self._holder(key)
+        if other is not None:
+            raise Conflict(
+                f"another volume, {other.volume_id}, is published there", where=other.target, fix="unpublish it first"
+            )
+        there = mounts.bound(key.target)
+        if there is not None and not there.ours:
+            raise Conflict(f"{there.file_system} is mounted there", where=str(key.target.path), fix="unmount it first")
+
+    # ---- small parts ----
+
+    def _step(self, operation: Operation, name: str) -> None:
+        self._checkpoint(name)
+        operation.check()
+
+    @contextmanager
+    def _undoing(self, record: VolumeRecord) -> Iterator[None]:
+        """Undoes `record` when the block fails, whatever with; what resists is left to `on_unfinished`."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self.undo(record)
+            except WeightlessError as failure:
+                _log.warning("undo_failed", volume_id=record.volume_id, error=failure)
+                self.on_unfinished(record)
+            raise
+
+    def _renew(self, operation: Operation, record: VolumeRecord, request: PublishRequest) -> None:
+        """A repeated publish may bring newer credentials. It never harms the mount that is there: kubelet would take the volume
+        away from a running pod if it saw an error (kubernetes issue 121271)."""
+        proof = self._proof(request.secrets)
+        if self._proofs.get(record.name) == proof:
+            return
+        try:
+            access = self._access.access(record.pinned, request.secrets)
+            artifact = self.shared.resolve(record.pinned, access, record.view, operation.cancel)
+            operation.check()
+            self.shared.hold(
+                artifact, prefetch=record.prefetch, grant=record.grant, access=access, checkpoint=lambda _: None
+            )
+        except WeightlessError as error:
+            _log.warning("credentials_not_renewed", volume_id=record.volume_id, error=error)
+            operation.check()
+            return
+        self._proofs[record.name] = proof
+
+    def _proof(self, given: Mapping[str, str]) -> bytes:
+        content = repr(sorted(given.items())).encode()
+        return hashlib.blake2b(content, key=self._salt).digest()

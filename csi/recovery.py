@@ -1,0 +1,175 @@
+"""After a start: what the records, the mount table and the manager say is brought to agree, and is kept so.
+
+`recover` does at once what needs no registry: it undoes what was half done, adopts what is there, and removes what belongs to
+nobody. What has to be mounted again needs the registry, so `Mender`, one thread, tries until it succeeds or the volume is
+unpublished.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from typing import Final
+
+import structlog
+
+from csi import mounts
+from csi.mounts import SharedMounts
+from csi.operations import Operation
+from csi.publisher import Publisher
+from csi.targets import TargetRules
+from csi.volumes import VolumeRecord
+from fuse.errors import WeightlessError
+from fuse.mounting.status import Health
+
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 60.0
+
+_log = structlog.get_logger()
+
+
+class Mender:
+    """Tries again what did not succeed: remounts and undoings. One thread, started by the first thing to do."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._lock = threading.Lock()
+        self._due: dict[str, tuple[float, float]] = {}
+        """By record: when to try (monotonic), and the pause after the next failure."""
+        self._broken: dict[str, Health] = {}
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    def add(self, record: VolumeRecord, *, reason: str) -> None:
+        with self._lock:
+            if self._closing:
+                return
+            self._due.setdefault(record.name, (time.monotonic(), _FIRST_PAUSE_S))
+            self._broken.setdefault(record.name, Health(state="broken", reason=reason, since=time.time()))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="mender", daemon=True)
+                self._thread.start()
+        self._wake.set()
+
+    def health(self, record: VolumeRecord) -> Health | None:
+        """Why this volume is not served now; None when nothing is to be mended."""
+        with self._lock:
+            return self._broken.get(record.name)
+
+    def close(self) -> None:
+        """Ends the thread after what it does now; `Operations.close` makes that short."""
+        with self._lock:
+            self._closing = True
+            thread = self._thread
+        self._wake.set()
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            with self._lock:
+                if self._closing:
+                    return
+                now = time.monotonic()
+                ready = [name for name, (due, _) in self._due.items() if due <= now]
+                later = [due - now for due, _ in self._due.values() if due > now]
+            for name in ready:
+                self._try(name)
+            if not ready:
+                self._wake.wait(min(later, default=None))
+
+    def _try(self, name: str) -> None:
+        record = self._publisher.records.get(name)
+        reason = ""
+        if record is not None:
+            try:
+                self._mend(record)
+            except Exception as error:  # noqa: BLE001  (this thread must outlive every fault of one volume)
+                reason = str(error)
+                _log.warning("mend_failed", volume_id=record.volume_id, target=record.target, error=error)
+        with self._lock:
+            _, pause_s = self._due.pop(name, (0.0, _FIRST_PAUSE_S))
+            if not reason:
+                self._broken.pop(name, None)
+                return
+            if record is not None and record.stage == "published":
+                since = self._broken[name].since if name in self._broken else time.time()
+                self._broken[name] = Health(state="broken", reason=f"cannot be mounted again: {reason}", since=since)
+            due = time.monotonic() + pause_s * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)
+            self._due[name] = (due, min(_LONGEST_PAUSE_S, pause_s * 2))
+
+    def _mend(self, record: VolumeRecord) -> None:
+        def work(operation: Operation) -> None:
+            # Read again: kubelet may have been faster.
+            current = self._publisher.records.get(record.name)
+            if current is None:
+                return
+            if current.stage == "published":
+                self._publisher.remount(operation, current)
+                _log.info("volume_mounted_again", volume_id=current.volume_id, target=current.target)
+            else:
+                self._publisher.undo(current)
+
+        operation = Operation("repair", record.volume_id, record.name)
+        # An unpublish or publish that is under way makes this superfluous, or is followed by another try.
+        self._publisher.operations.run(operation, record.target, work, limit_s=0)
+
+
+def recover(publisher: Publisher, shared: SharedMounts, rules: TargetRules, mender: Mender) -> None:
+    """Brings disk, mount table and manager to agree. Call once, before serving, with the manager started."""
+    records = publisher.records
+    for record in records.all():
+        if record.stage != "published":
+            _try_to_undo(publisher, record, mender)
+        elif not publisher.is_served(record):
+            _try_to_show(publisher, shared, record, mender)
+    if records.unreadable:
+        # A mount without a record may belong to one of these; a pod may be reading it.
+        for path in records.unreadable:
+            _log.error("record_unreadable", path=str(path), fix="repair or remove it, then restart")
+        return
+    wanted: dict[str, set[str]] = {}
+    for record in records.all():
+        wanted.setdefault(record.identity, set()).add(record.grant)
+    _remove_orphans(publisher, rules)
+    shared.sweep(wanted)
+    _log.info("volumes_recovered", volumes=len(records.all()))
+
+
+def _try_to_undo(publisher: Publisher, record: VolumeRecord, mender: Mender) -> None:
+    try:
+        publisher.undo(record)
+        _log.info("volume_undone", volume_id=record.volume_id, target=record.target, stage=record.stage)
+    except WeightlessError as error:
+        _log.warning("undo_failed", volume_id=record.volume_id, error=error)
+        mender.add(record, reason=str(error))
+
+
+def _try_to_show(publisher: Publisher, shared: SharedMounts, record: VolumeRecord, mender: Mender) -> None:
+    """Binds again what only lost its bind; all else needs the registry."""
+    if shared.is_live(record.identity):
+        try:
+            publisher.remount(Operation("repair", record.volume_id, record.name), record)
+        except WeightlessError as error:
+            _log.warning("bind_failed", volume_id=record.volume_id, error=error)
+        else:
+            return
+    mender.add(record, reason="the file system went with the process that served it, and is mounted again")
+
+
+def _remove_orphans(publisher: Publisher, rules: TargetRules) -> None:
+    """Binds of ours at places where kubelet publishes, of which no record knows."""
+    known = {record.target for record in publisher.records.all()}
+    for path in mounts.binds_below(rules.root):
+        if str(path) in known or not rules.is_target(path):
+            continue
+        target = rules.parse(str(path))
+        try:
+            mounts.unbind(target)
+            target.remove()
+            _log.info("orphan_bind_removed", target=str(path))
+        except WeightlessError as error:
+            _log.warning("orphan_bind_stays", target=str(path), error=error)

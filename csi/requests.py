@@ -1,0 +1,143 @@
+"""Requests of the Node service as values: checked once, here, so that nothing behind it asks again.
+
+Pure. Identifiers are opaque: they are bounded, free of control characters, and never become part of a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from csi import attributes
+from csi.attributes import Attributes
+from csi.pb import csi_pb2 as pb
+from csi.targets import Target, TargetRules
+from fuse.errors import InvalidRequest
+
+_MAX_ID_BYTES: Final = 1024
+"""CSI says 128; kubelet sends volume handles of PersistentVolumes as they are, and lengths are no danger to us."""
+_HARMLESS_FLAGS: Final = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"})
+"""Mount options of a PersistentVolume that are in force anyway."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeKey:
+    """One volume at one place."""
+
+    volume_id: str
+    target: Target
+
+    @property
+    def name(self) -> str:
+        """A file name for this key: a hash, since an identifier comes from outside."""
+        content = f"{self.volume_id}\0{self.target.path}".encode()
+        return hashlib.sha256(content).hexdigest()[:40]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishRequest:
+    """Two requests are the same when they are equal, secrets included."""
+
+    key: VolumeKey
+    attributes: Attributes
+    access_mode: int
+    readonly: bool
+    secrets: Mapping[str, str] = field(repr=False)
+    pod: str = field(default="", compare=False)
+    """Namespace and name, for logs."""
+
+    @property
+    def parameters(self) -> str:
+        """What must be equal for a repeated publish of a published volume; secrets are not part of it (CSI, NodePublish)."""
+        view = self.attributes.view
+        content = (
+            self.attributes.reference,
+            view.exclude,
+            view.exclude_weights,
+            self.attributes.prefetch,
+            self.access_mode,
+            self.readonly,
+        )
+        return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def publish(request: pb.NodePublishVolumeRequest, rules: TargetRules) -> PublishRequest:
+    """Raises InvalidRequest or InvalidReference."""
+    volume_id = _volume_id(request.volume_id)
+    _required("target_path", request.target_path)
+    if not request.HasField("volume_capability"):
+        raise InvalidRequest("volume_capability is missing", where="NodePublishVolume")
+    mode = _capability(request.volume_capability)
+    key = VolumeKey(volume_id=volume_id, target=rules.parse(request.target_path))
+    context = dict(request.volume_context)
+    pod = "/".join(context.get(f"csi.storage.k8s.io/pod.{part}", "") for part in ("namespace", "name"))
+    return PublishRequest(
+        key=key,
+        attributes=attributes.parse(context),
+        access_mode=mode,
+        readonly=request.readonly,
+        secrets=attributes.check_secrets(request.secrets),
+        pod=pod.strip("/"),
+    )
+
+
+def unpublish(request: pb.NodeUnpublishVolumeRequest, rules: TargetRules) -> VolumeKey:
+    """Raises InvalidRequest."""
+    volume_id = _volume_id(request.volume_id)
+    _required("target_path", request.target_path)
+    return VolumeKey(volume_id=volume_id, target=rules.parse(request.target_path))
+
+
+def stats(request: pb.NodeGetVolumeStatsRequest, rules: TargetRules) -> VolumeKey | None:
+    """None when the path cannot be a target at all: then no volume is there (NOT_FOUND, also for a relative path).
+
+    Raises InvalidRequest when a field is missing.
+    """
+    volume_id = _volume_id(request.volume_id)
+    _required("volume_path", request.volume_path)
+    try:
+        return VolumeKey(volume_id=volume_id, target=rules.parse(request.volume_path))
+    except InvalidRequest:
+        return None
+
+
+def _capability(capability: pb.VolumeCapability) -> int:
+    """The access mode. Writers are let in, since callers ask for them by default; what they get is read-only."""
+    where = "volume_capability"
+    match capability.WhichOneof("access_type"):
+        case "mount":
+            pass
+        case "block":
+            raise InvalidRequest("a model is not a block device", where=where, fix="use volumeMode: Filesystem")
+        case _:
+            raise InvalidRequest("access type is missing", where=where, fix="set mount")
+    if capability.access_mode.mode == pb.VolumeCapability.AccessMode.UNKNOWN:
+        raise InvalidRequest("access mode is missing", where=where, fix="use ReadOnlyMany")
+    flags = [flag for flag in capability.mount.mount_flags if flag not in _HARMLESS_FLAGS]
+    if flags:
+        # The flags themselves may be sensitive (CSI), so they are not repeated.
+        raise InvalidRequest(
+            f"{len(flags)} of the mount options are not supported",
+            where=where,
+            fix=f"leave mountOptions out; harmless are {', '.join(sorted(_HARMLESS_FLAGS))}",
+        )
+    if capability.mount.volume_mount_group:
+        raise InvalidRequest("volume_mount_group is not supported", where=where, fix="use fsGroupPolicy: None")
+    return int(capability.access_mode.mode)
+
+
+def _volume_id(text: str) -> str:
+    _required("volume_id", text)
+    if len(text.encode()) > _MAX_ID_BYTES:
+        raise InvalidRequest(f"volume_id is longer than {_MAX_ID_BYTES} bytes")
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        raise InvalidRequest("volume_id holds control characters")
+    return text
+
+
+def _required(name: str, text: str) -> None:
+    if not text:
+        raise InvalidRequest(f"{name} is missing")

@@ -1,0 +1,162 @@
+"""A data plane without data: FUSE mounts that are real for the kernel and that nobody serves.
+
+Whoever looks into such a mount hangs, so a test that ends has shown that nobody does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from csi.mounts import identity_of
+from fuse.errors import NotFound, Unauthenticated
+from fuse.filesystem.table import View
+from fuse.mounting import device
+from fuse.mounting.manager import ResolvedArtifact
+from fuse.mounting.mountinfo import MountTable
+from fuse.mounting.status import Health, MountStatus
+from fuse.registry.access import Access, Credential, Endpoint
+from fuse.spec import Prefetch
+
+REFERENCE = "registry.example.com/models/tiny:v1"
+PRIVATE = "registry.example.com/private/tiny:v1"
+PASSWORD = "canary-hunter2"
+
+
+class FakeAccess:
+    """Puts the secrets of a request into the access, as `AccessReader` does."""
+
+    def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access:
+        host = reference.partition("/")[0]
+        given = secrets or {}
+        credential = Credential(username=given["username"], password=given["password"]) if given else None
+        return Access(registry=host, endpoints=(Endpoint(url=f"https://{host}", credential=credential, origin=True),))
+
+
+class FakeManager:
+    """Behaves as `MountManager` promises to, without workers, fetcher and keeper."""
+
+    def __init__(self) -> None:
+        self.on_gone: Callable[[MountStatus], None] | None = None
+        self.on_resolve: Callable[[str, threading.Event | None], None] = lambda _reference, _cancel: None
+        self.on_acquire: Callable[[], None] = lambda: None
+        self.condition = Health()
+        self.resolved: list[tuple[str, bool]] = []
+        """Each reference that was asked for, and whether credentials came with it."""
+        self.mounts: dict[str, tuple[int, Path]] = {}
+        self.grants: dict[str, dict[str, Access]] = {}
+        self.started = False
+        self.closed_with: bool | None = None
+        self._lock = threading.RLock()
+
+    def start(self) -> None:
+        self.started = True
+
+    def resolve(
+        self, reference: str, access: Access, view: View, *, cancel: threading.Event | None = None
+    ) -> ResolvedArtifact:
+        credential = access.endpoints[0].credential
+        self.resolved.append((reference, credential is not None))
+        self.on_resolve(reference, cancel)
+        if "/missing/" in reference:
+            raise NotFound("no such repository", where=reference)
+        if "/private/" in reference and (credential is None or credential.password != PASSWORD):
+            raise Unauthenticated("credentials are not accepted", where=reference, fix="give a secret")
+        name = reference.partition("@")[0]
+        digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+        return ResolvedArtifact(
+            reference=f"{name}@{digest}",
+            digest=digest,
+            media_type="application/vnd.cncf.model.manifest.v1+json",
+            view=view,
+            table="sha256:0",
+            content=b"",
+            bytes_total=4096,
+            files=3,
+        )
+
+    def acquire(
+        self,
+        artifact: ResolvedArtifact,
+        mountpoint: Path,
+        *,
+        prefetch: Prefetch,
+        grant: str,
+        access: Access,
+        checkpoint: Callable[[str], None] = lambda _: None,
+    ) -> str:
+        del prefetch
+        name = identity_of(artifact)
+        with self._lock:
+            if name not in self.mounts:
+                fd = device.open_device()
+                try:
+                    device.mount(fd, device.usable_mountpoint(mountpoint))
+                    checkpoint("mounted")
+                    self.on_acquire()
+                    checkpoint("live")
+                except BaseException:
+                    device.unmount(mountpoint, lazy=True)
+                    os.close(fd)
+                    raise
+                self.mounts[name] = (fd, mountpoint)
+            self.grants.setdefault(name, {})[grant] = access
+        return name
+
+    def release(self, mount_id: str, grant: str) -> int:
+        with self._lock:
+            grants = self.grants.get(mount_id, {})
+            grants.pop(grant, None)
+            return len(grants)
+
+    def unmount(self, mount_id: str, *, lazy: bool = False) -> None:
+        with self._lock:
+            fd, mountpoint = self.mounts[mount_id]
+            device.unmount(mountpoint, lazy=lazy)
+            os.close(fd)
+            del self.mounts[mount_id]
+            self.grants.pop(mount_id, None)
+
+    def find(self, mountpoint: Path) -> str | None:
+        with self._lock:
+            return next((name for name, (_, path) in self.mounts.items() if path == mountpoint), None)
+
+    def statuses(self) -> list[MountStatus]:
+        return [self.status(name) for name in list(self.mounts)]
+
+    def status(self, mount_id: str) -> MountStatus:
+        if mount_id not in self.mounts:
+            raise NotFound("no such mount", where=mount_id)
+        mountpoint = self.mounts[mount_id][1]
+        table = MountTable.read()
+        entry = table.at(mountpoint)
+        others = table.of_device(entry.device) if entry else ()
+        return MountStatus(
+            id=mount_id,
+            mountpoint=str(mountpoint),
+            reference="",
+            digest="",
+            worker_pid=None,
+            keeper_pid=None,
+            fetcher_pid=None,
+            holder_pid=os.getpid(),
+            bytes_cached=0,
+            bytes_total=0,
+            condition=self.condition,
+            targets=tuple(str(other.mountpoint) for other in others if other.mountpoint != mountpoint),
+            grants=tuple(self.grants.get(mount_id, {})),
+        )
+
+    def health(self, mount_id: str) -> Health:
+        return self.status(mount_id).condition
+
+    def close(self, *, keep: bool) -> None:
+        self.closed_with = keep
+        for fd, mountpoint in self.mounts.values():
+            if not keep:
+                device.unmount(mountpoint, lazy=True)
+            os.close(fd)
+        self.mounts.clear()

@@ -1,0 +1,276 @@
+"""The plugin as a process: its socket, its locks, its end, and what it makes of the state it finds."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from csi.node import MAX_PUBLISHES
+from csi.pb import csi_pb2 as pb
+from csi.pb import csi_pb2_grpc as rpc
+from csi.plugin import NodePlugin
+from csi.server import Server, socket_path
+from fuse.errors import Conflict, InvalidConfig, Unavailable
+from fuse.mounting import device
+from fuse.mounting.mountinfo import MountTable
+from tests.csi.fakes import FakeManager
+from tests.csi.harness import Kubelet, Place, code_of, publish_request, running
+
+pytestmark = pytest.mark.kernel
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("form", ["unix://{}", "unix:{}", "{}"])
+def test_forms_of_the_endpoint(form: str) -> None:
+    """With the scheme in both forms, and without."""
+    assert socket_path(form.format("/run/csi/csi.sock")) == Path("/run/csi/csi.sock")
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["", "csi.sock", "tcp://1.2.3.4:5", "unix://relative.sock", "/run/csi", f"/{'x' * 110}.sock"]
+)
+def test_a_bad_endpoint_is_refused(endpoint: str) -> None:
+    """Relative, of another kind, without .sock, or longer than the kernel takes."""
+    with pytest.raises(InvalidConfig):
+        socket_path(endpoint)
+
+
+def test_only_root_may_talk_to_the_socket(place: Place, manager: FakeManager) -> None:
+    """Mode 0600 in a directory 0700 that the plugin makes; nothing lies beside it but the mounts."""
+    with running(place, manager):
+        assert place.socket.lstat().st_mode & 0o777 == 0o600
+        assert place.socket.parent.stat().st_mode & 0o777 == 0o700
+        assert sorted(path.name for path in place.socket.parent.iterdir()) == ["csi.sock", "mounts"]
+    assert not place.socket.exists()
+
+
+def test_a_dead_socket_is_replaced(place: Place, manager: FakeManager) -> None:
+    """What a killed plugin left does no harm."""
+    place.socket.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(place.socket))
+    with running(place, manager) as (_, kubelet):
+        assert kubelet.identity.Probe(pb.ProbeRequest(), timeout=5).ready.value
+
+
+def test_a_file_at_the_socket_is_left_alone(place: Place, manager: FakeManager) -> None:
+    """A clear error, and everything that was started is ended."""
+    place.socket.parent.mkdir(parents=True)
+    place.socket.write_text("mine")
+    with pytest.raises(InvalidConfig, match="not a socket"):
+        NodePlugin(place.settings(), manager).start()
+    assert place.socket.read_text() == "mine"
+    assert manager.closed_with is False
+
+
+def test_a_second_plugin_is_refused_and_harms_nobody(place: Place, manager: FakeManager) -> None:
+    """On the same socket, and on the same directories with another socket: the first serves on."""
+    with running(place, manager) as (_, kubelet):
+        with pytest.raises(Conflict, match="another node plugin"):
+            NodePlugin(place.settings(), FakeManager()).start()
+        second = FakeManager()
+        settings = dataclasses.replace(place.settings(), endpoint=f"unix://{place.root}/b.sock")
+        with pytest.raises(Conflict, match="uses this directory"):
+            NodePlugin(settings, second).start()
+        assert not second.started
+        assert kubelet.identity.Probe(pb.ProbeRequest(), timeout=5).ready.value
+
+
+def test_a_server_takes_no_living_socket(place: Place, manager: FakeManager) -> None:
+    """gRPC would take it without a word; a plugin with other directories must not."""
+    with running(place, manager) as (_, kubelet):
+        server = Server(place.socket, lambda _: None)
+        with pytest.raises(Conflict, match="another node plugin"):
+            server.start()
+        assert kubelet.identity.Probe(pb.ProbeRequest(), timeout=5).ready.value
+
+
+def test_mounts_are_kept_when_volumes_are_published_only(place: Place) -> None:
+    """With a volume, the manager is closed with keep; without, all goes."""
+    first = FakeManager()
+    with running(place, first) as (_, kubelet):
+        kubelet.publish(place.target())
+    assert first.closed_with is True
+    second = FakeManager()
+    with running(place, second) as (_, kubelet):
+        kubelet.unpublish(place.target())
+    assert second.closed_with is False
+    assert place.leftovers() == []
+
+
+def test_ending_cancels_what_is_under_way(place: Place, manager: FakeManager) -> None:
+    """A publish that waits for a registry does not hold up the end, and leaves nothing."""
+    entered = threading.Event()
+
+    def wait(_reference: str, cancel: threading.Event | None) -> None:
+        assert cancel is not None
+        entered.set()
+        assert cancel.wait(10)
+
+    manager.on_resolve = wait
+    plugin = NodePlugin(place.settings(), manager)
+    plugin.start()
+    with Kubelet(place.socket) as kubelet:
+        call = kubelet.node.NodePublishVolume.future(publish_request(place.target()))
+        assert entered.wait(5)
+        started = time.monotonic()
+        plugin.stop()
+        assert time.monotonic() - started < 5
+        assert code_of(call.exception()) in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
+    assert place.leftovers() == []
+
+
+def test_what_is_not_offered_is_unimplemented(place: Place, manager: FakeManager) -> None:
+    """Staging and expansion are not offered; there is no Controller."""
+    with running(place, manager) as (_, kubelet):
+        for call in (
+            lambda: kubelet.node.NodeStageVolume(pb.NodeStageVolumeRequest(), timeout=5),
+            lambda: kubelet.node.NodeExpandVolume(pb.NodeExpandVolumeRequest(), timeout=5),
+            lambda: rpc.ControllerStub(kubelet._channel).CreateVolume(pb.CreateVolumeRequest(), timeout=5),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert code_of(caught.value) is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_volumes_whose_mounts_died_are_mounted_again(place: Place) -> None:
+    """Plugin and keeper died: dead mounts are replaced, and until then the condition says so. The registry is away first."""
+    target = place.target()
+    with running(place, FakeManager()) as (_, kubelet):
+        kubelet.publish(target)
+    before = MountTable.read().at(target)
+    manager = FakeManager()
+    away = threading.Event()
+    away.set()
+
+    def resolve(_reference: str, _cancel: threading.Event | None) -> None:
+        if away.is_set():
+            raise Unavailable("no answer")
+
+    manager.on_resolve = resolve
+    with running(place, manager) as (plugin, kubelet):
+        wait_until(lambda: "no answer" in kubelet.stats(target).volume_condition.message)
+        assert kubelet.stats(target).volume_condition.abnormal
+        away.clear()
+        plugin._mender._due = dict.fromkeys(plugin._mender._due, (0.0, 1.0))
+        plugin._mender._wake.set()
+        wait_until(lambda: not kubelet.stats(target).volume_condition.abnormal)
+        after = MountTable.read().at(target)
+        assert before is not None
+        assert after is not None
+        assert before.device != after.device
+        assert manager.resolved[-1][0].startswith("registry.example.com/models/tiny:v1@sha256:")
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
+
+
+def test_a_dead_volume_is_unpublished_without_the_registry(place: Place) -> None:
+    """Nothing of it needs anybody but the kernel."""
+    target = place.target()
+    with running(place, FakeManager()) as (_, kubelet):
+        kubelet.publish(target)
+    manager = FakeManager()
+
+    def away(_reference: str, _cancel: threading.Event | None) -> None:
+        raise Unavailable("no answer")
+
+    manager.on_resolve = away
+    with running(place, manager) as (_, kubelet):
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
+
+
+def test_a_mount_that_dies_is_mounted_again(place: Place, manager: FakeManager) -> None:
+    """The manager says that somebody ended it."""
+    target = place.target()
+    with running(place, manager) as (_, kubelet):
+        kubelet.publish(target)
+        ((name, (_, mountpoint)),) = manager.mounts.items()
+        status = manager.status(name)
+        device.unmount(target, lazy=True)
+        manager.unmount(name, lazy=True)
+        assert manager.on_gone is not None
+        manager.on_gone(status)
+        wait_until(lambda: MountTable.read().at(target) is not None and MountTable.read().at(mountpoint) is not None)
+        wait_until(lambda: not kubelet.stats(target).volume_condition.abnormal)
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
+
+
+def test_orphans_are_removed_at_the_start(place: Place) -> None:
+    """Binds, mounts and mount points that no record knows go; what is not ours stays."""
+    first, second = place.target(volume="a"), place.target(volume="b")
+    with running(place, FakeManager()) as (plugin, kubelet):
+        kubelet.publish(first, volume_id="v1")
+        kubelet.publish(second, volume_id="v2", attributes={"exclude-model-weights": "true"})
+        (orphan,) = (record for record in plugin._records.all() if record.volume_id == "v1")
+    (place.state / "volumes" / f"{orphan.name}.json").unlink()
+    (place.mounts / ("a" * 24)).mkdir()
+    (place.mounts / "lost+found").mkdir()
+    with running(place, FakeManager()) as (_, kubelet):
+        assert MountTable.read().at(first) is None
+        assert not first.parent.joinpath("mount").exists()
+        assert not (place.mounts / orphan.identity).exists()
+        assert not (place.mounts / ("a" * 24)).exists()
+        assert (place.mounts / "lost+found").is_dir()
+        kubelet.unpublish(second, volume_id="v2")
+    (place.mounts / "lost+found").rmdir()
+    assert place.leftovers() == []
+
+
+def test_with_a_damaged_record_nothing_is_an_orphan(place: Place) -> None:
+    """A pod may be reading what the damaged record was for."""
+    target = place.target()
+    with running(place, FakeManager()) as (_, kubelet):
+        kubelet.publish(target)
+    (path,) = (place.state / "volumes").iterdir()
+    content = path.read_bytes()
+    path.write_bytes(content[:20])
+    with running(place, FakeManager()):
+        assert MountTable.read().at(target) is not None
+    path.write_bytes(content)
+    with running(place, FakeManager()) as (_, kubelet):
+        kubelet.unpublish(target)
+    assert place.leftovers() == []
+
+
+def test_only_so_many_publishes_at_once(place: Place, manager: FakeManager) -> None:
+    """With the registry away, the next publish is told to come back, and Probe is answered."""
+    release, count = threading.Event(), threading.Semaphore(0)
+
+    def wait(_reference: str, cancel: threading.Event | None) -> None:
+        count.release()
+        assert release.wait(20)
+
+    manager.on_resolve = wait
+    with running(place, manager) as (_, kubelet):
+        calls = [
+            kubelet.node.NodePublishVolume.future(
+                publish_request(place.target(volume=f"v{number}"), volume_id=f"v{number}"), timeout=30
+            )
+            for number in range(MAX_PUBLISHES)
+        ]
+        for _ in calls:
+            assert count.acquire(timeout=10)
+        with pytest.raises(grpc.RpcError) as caught:
+            kubelet.publish(place.target(volume="one-more"), volume_id="one-more")
+        assert code_of(caught.value) is grpc.StatusCode.ABORTED
+        assert kubelet.identity.Probe(pb.ProbeRequest(), timeout=1).ready.value
+        release.set()
+        for number, call in enumerate(calls):
+            call.result()
+            kubelet.unpublish(place.target(volume=f"v{number}"), volume_id=f"v{number}")
+        assert place.leftovers() == []

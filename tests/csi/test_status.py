@@ -1,0 +1,163 @@
+"""What callers are told: codes, messages, log lines; and what they never are."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+
+from csi.interceptors import guarded
+from csi.pb import csi_pb2 as pb
+from csi.redaction import clean, secret_values, visible
+from csi.status import CODES, code_of
+from fuse.errors import Conflict, NotFound, WeightlessError, every_error
+from tests.csi.harness import publish_request
+
+CANARY = "canary-8c1f"
+NON_FINAL = {"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"}
+
+
+def test_every_error_has_a_code_of_its_own_line() -> None:
+    """No class of fuse.errors is left to its base by mistake."""
+    assert {cls for cls in every_error().values() if cls.__module__ == "fuse.errors"} <= set(CODES)
+
+
+def test_codes_agree_with_kubelets_reading() -> None:
+    """What may succeed later is "perhaps mounted" for kubelet; all else is final."""
+    for cls in CODES:
+        assert (CODES[cls].name in NON_FINAL) == cls.temporary, cls
+
+
+def test_a_class_that_the_table_does_not_know_has_its_bases_code() -> None:
+    """A subclass elsewhere is not an internal error."""
+
+    class Special(NotFound):
+        kind = "special_for_test"
+
+    assert code_of(Special("x")) is grpc.StatusCode.NOT_FOUND
+
+
+class Context:
+    """As much of a gRPC context as the guard needs."""
+
+    def __init__(self) -> None:
+        self.aborted: tuple[grpc.StatusCode, str] | None = None
+
+    def time_remaining(self) -> float:
+        return 12.0
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        self.aborted = (code, details)
+
+
+def outcome(error: BaseException, request: Any) -> tuple[grpc.StatusCode, str, list[Any]]:
+    def handler(_request: object, _context: object) -> None:
+        raise error
+
+    context = Context()
+    with structlog.testing.capture_logs() as logs:
+        guarded("NodePublishVolume", handler)(request, context)  # type: ignore[arg-type]
+    assert context.aborted is not None
+    return *context.aborted, logs
+
+
+def secret_request() -> pb.NodePublishVolumeRequest:
+    config = {
+        "auths": {
+            "a.example.com": {"auth": base64.b64encode(f"bob:{CANARY}-auth".encode()).decode()},
+            "b.example.com": {"username": "bob", "password": f"{CANARY}-password", "identitytoken": f"{CANARY}-token"},
+        }
+    }
+    request = publish_request(
+        "/t",
+        secrets={"username": "bob", "password": CANARY, ".dockerconfigjson": json.dumps(config)},
+        attributes={
+            "csi.storage.k8s.io/serviceAccount.tokens": json.dumps({"aud": {"token": f"{CANARY}-jwt"}}),
+            "csi.storage.k8s.io/pod.uid": "7",
+        },
+        reference=f"bob:{CANARY}@registry.example.com/a/b",
+    )
+    request.volume_capability.mount.mount_flags.append(f"key={CANARY}")
+    return request
+
+
+@pytest.mark.parametrize("part", ["", "-auth", "-password", "-token", "-jwt"])
+@pytest.mark.parametrize("kind", [WeightlessError, RuntimeError])
+def test_a_secret_in_an_error_reaches_nobody(part: str, kind: type[Exception]) -> None:
+    """Whatever part of the secrets an exception repeats, neither the caller nor the log sees it."""
+    request = secret_request()
+    code, details, logs = outcome(
+        kind(f"GET https://bob:{CANARY}{part}@r/x?sig={CANARY}{part}: {CANARY}{part}"), request
+    )
+    assert code is grpc.StatusCode.INTERNAL
+    assert CANARY not in details
+    assert CANARY not in repr(logs)
+
+
+def test_an_unknown_exception_tells_the_caller_nothing_but_where_to_look() -> None:
+    """The log has the frames and the same identifier."""
+    _, details, logs = outcome(RuntimeError("inside"), publish_request("/t"))
+    (line,) = logs
+    assert "inside" not in details
+    assert details.startswith("internal error, see the log")
+    assert line["trace"].startswith("RuntimeError")
+    assert "test_status.py" in line["trace"]
+
+
+def test_a_known_error_is_one_readable_line() -> None:
+    """What, where and fix; the log line names method, code and volume."""
+    error = Conflict("is published there", where="/t", fix="unpublish it\nfirst")
+    code, details, logs = outcome(error, publish_request("/t"))
+    assert (code, details) == (grpc.StatusCode.ALREADY_EXISTS, "/t: is published there (unpublish it first)")
+    (line,) = logs
+    assert (line["event"], line["method"], line["code"]) == ("rpc_finished", "NodePublishVolume", "ALREADY_EXISTS")
+    assert line["request"]["volume_id"] == "csi-1"
+    assert line["deadline_s"] == 12.0
+
+
+def test_what_is_not_offered_says_so() -> None:
+    """The generated base raises NotImplementedError."""
+    code, details, _ = outcome(NotImplementedError("Method not implemented!"), publish_request("/t"))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert "NodePublishVolume" in details
+
+
+def test_the_visible_request_hides_by_option_and_key() -> None:
+    """Secrets by their option, tokens by their key, flags because they may be; the rest is there."""
+    shown = visible(secret_request())
+    assert CANARY not in repr(shown)
+    assert shown["secrets"] == "…"
+    assert shown["volume_context"]["csi.storage.k8s.io/serviceAccount.tokens"] == "…"
+    assert shown["volume_context"]["csi.storage.k8s.io/pod.uid"] == "7"
+    assert shown["volume_capability"]["access_mode"] == {"mode": 3}
+
+
+def test_user_names_and_short_words_are_no_secrets() -> None:
+    """They would blacken every message."""
+    assert "bob" not in secret_values(secret_request())
+    assert secret_values(publish_request("/t", secrets={"password": "abc"})) == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("127.0.0.1:5000/a/b@sha256:00", "127.0.0.1:5000/a/b@sha256:00"),
+        ("bob:pw@registry.example.com/a", "registry.example.com/a"),
+        ("'bob:pw@registry.example.com/a'", "'registry.example.com/a'"),
+        ("https://u:p@h/x?token=1 failed", "https://h/x?… failed"),
+        ("name:v1@sha256:00", "name:v1@sha256:00"),
+        ("two\nlines\x1b[31m", "two lines [31m"),
+    ],
+)
+def test_clean_keeps_what_is_harmless(text: str, shown: str) -> None:
+    """References stay readable, credentials in them do not."""
+    assert clean(text) == shown
+
+
+def test_a_message_is_bounded() -> None:
+    """Kubelet writes it into an event."""
+    assert len(clean("x" * 100_000)) == 2000
