@@ -30,6 +30,8 @@ _READ_BUFFER_BYTES: Final = 1024 * 1024 + 4096  # the kernel refuses buffers sma
 
 READ_AHEAD_KB: Final = 1024
 """The best of 128 KiB to 16 MiB when measured; larger helps on more cores only."""
+SPARING_READ_AHEAD_KB: Final = 512
+"""Where only what is read shall be fetched: the kernel reads half of this before a page fault and twice as much behind it."""
 MAX_BACKGROUND: Final = 64
 CONGESTION_THRESHOLD: Final = 48
 
@@ -159,11 +161,11 @@ def resend(device: int) -> None:
         _log.info("resend_refused", error=error.strerror)
 
 
-def tune(minor: int) -> None:
+def tune(minor: int, *, read_ahead_kb: int = READ_AHEAD_KB) -> None:
     """Sets what makes reads large and many: best effort, since it needs /sys to be writable."""
     connection = f"/sys/fs/fuse/connections/{minor}"
     for path, value in (
-        (f"/sys/class/bdi/0:{minor}/read_ahead_kb", READ_AHEAD_KB),
+        (f"/sys/class/bdi/0:{minor}/read_ahead_kb", read_ahead_kb),
         (f"{connection}/max_background", MAX_BACKGROUND),
         (f"{connection}/congestion_threshold", CONGESTION_THRESHOLD),
     ):

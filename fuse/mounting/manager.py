@@ -192,6 +192,7 @@ class MountManager:
                 self._keeping.keep(mount)
                 if mount.uses and mount.prefetch != before:
                     self._supervisor.set_prefetch(mount)
+                    _tune(mount)
             return len(mount.uses)
 
     def unmount(self, mount_id: str, *, lazy: bool = False, unused_only: bool = False) -> bool:
@@ -262,8 +263,7 @@ class MountManager:
                 supervisor.start_worker(mount, session.fileno(), self.settings.start_limit_s)
             checkpoint("started")
             self._keeping.keep(mount)  # now with the reply
-            if not mount.by_fusermount:
-                device.tune(int(mount.device.partition(":")[2]))
+            _tune(mount)
             checkpoint("live")
             mount.live = True
             undo.pop_all()
@@ -302,6 +302,7 @@ class MountManager:
         self._keeping.keep(mount)
         if mount.prefetch != before:
             self._supervisor.set_prefetch(mount)
+            _tune(mount)
 
     def _unmount(self, mount: Mount, *, lazy: bool) -> None:
         there = MountTable.read().at(mount.mountpoint)
@@ -387,3 +388,13 @@ class MountManager:
     def _snapshot(self) -> list[Mount]:
         with self._lock:
             return list(self._mounts.values())
+
+
+def _tune(mount: Mount) -> None:
+    if mount.by_fusermount:
+        return  # the knobs are root's
+    sparing = mount.prefetch == "none"
+    device.tune(
+        int(mount.device.partition(":")[2]),
+        read_ahead_kb=device.SPARING_READ_AHEAD_KB if sparing else device.READ_AHEAD_KB,
+    )

@@ -2,7 +2,7 @@
 
 A stream is a place in a file where bytes are read one after another, by whomever: the ranks of a tensor-parallel loader share
 and interleave, and sixteen threads of a streaming loader advance one front together. So streams are known per file and window
-of offsets, never per file handle, and many at once. A stream looks ahead as far as it has come, from 2 to 256 MiB: that
+of offsets, never per file handle, and many at once. A stream looks ahead as far as it has come, from 4 to 256 MiB: that
 doubles on its way, and one that ends after n bytes has cost at most n bytes more. Reads at random places never make one.
 
 Pure and synchronous; `observe` runs once a READ and costs about a microsecond.
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Final
 
 MIB: Final = 1024 * 1024
-FIRST_WINDOW_BYTES: Final = 2 * MIB
-"""What has to be read forward before it counts as a stream, and its first window. Kernel read-ahead makes one READ of 1 MiB
-out of a page fault at a random place, so a single one says nothing."""
+FIRST_WINDOW_BYTES: Final = 4 * MIB
+"""What has to be read forward before it counts as a stream, and its first window. Kernel read-ahead makes up to 3 MiB of READs
+out of page faults on a few hundred KiB (mm/filemap.c, do_sync_mmap_readahead), so that much says nothing."""
 MAX_WINDOW_BYTES: Final = 256 * MIB
 TOLERANCE_BYTES: Final = 16 * MIB
 """A stream goes on after a jump forward of this many bytes (mountpoint-s3 allows as much), if it has come that far itself."""

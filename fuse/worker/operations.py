@@ -24,7 +24,8 @@ from fuse.worker.reader import Reader
 
 VALID_S: Final = 86400.0
 """How long the kernel believes names and attributes. They never change; a day bounds what a bug here could do."""
-IO_BYTES: Final = 1024 * 1024
+IO_BYTES: Final = 128 * 1024
+"""st_blksize: libraries read so much at once, also where a few bytes of a header are wanted."""
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 Parameters = ParamSpec("Parameters")

@@ -63,8 +63,8 @@ class Reader:
         """Where the background does not fetch everything, a window is also a cost: what it holds at the end is never read."""
         limit = MAX_WINDOW_BYTES
         if not full:
-            # Two streams at their ends stay within 5 % of the model.
-            limit = min(limit, self._tree.table.total_bytes // 40 // BLOCK_BYTES * BLOCK_BYTES)
+            # A stream's end, with what the kernel reads ahead and the rest of its blocks, stays within 5 % of a small model.
+            limit = min(limit, self._tree.table.total_bytes // 64 // BLOCK_BYTES * BLOCK_BYTES)
         self._streams.max_window_bytes = limit
 
     def prepare(self, ino: int) -> None:

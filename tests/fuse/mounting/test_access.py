@@ -24,9 +24,7 @@ def reader(tmp_path: Path, *, node: bool = True) -> AccessReader:
     docker.mkdir()
     auth = base64.b64encode(b"node:wide").decode()
     (docker / "config.json").write_text(json.dumps({"auths": {MIRROR: {"auth": auth}}}))
-    return AccessReader(
-        certs_dir=tmp_path / "certs", plain_http=False, docker_config=docker, use_node_credentials=node
-    )
+    return AccessReader(certs_dir=tmp_path / "certs", plain_http=False, docker_config=docker, use_node_credentials=node)
 
 
 def users(access: object) -> list[str | None]:
