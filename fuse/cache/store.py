@@ -30,6 +30,9 @@ from fuse.cache.quota import Candidate, Disk
 from fuse.errors import Corrupt, InvalidArtifact, InvalidConfig
 
 VERSION: Final = 1
+_WRITE_BYTES: Final = 128 * 1024
+"""At once. Larger writes make file systems take larger folios (ext4: up to 2 MiB), which come from memory that nobody has used
+yet: measured in a virtual machine, 1 MiB a call wrote 0.8 to 1.7 GB/s, 128 KiB 5.3 GB/s."""
 _log = structlog.get_logger(__name__)
 
 
@@ -69,10 +72,10 @@ class BlobWriter:
     def write(self, block: int, content: memoryview) -> None:
         """Writes a block's data; the caller publishes it afterwards. Raises OSError (ENOSPC, EDQUOT, EROFS, EIO)."""
         offset = block * block_index.BLOCK_BYTES
+        written = 0
         with self._writing:
-            written = os.pwrite(self.fd, content, offset)
-        while written < len(content):
-            written += os.pwrite(self.fd, content[written:], offset + written)
+            while written < len(content):
+                written += os.pwrite(self.fd, content[written : written + _WRITE_BYTES], offset + written)
 
     def read_into(self, block: int, buffer: memoryview) -> memoryview:
         """The block's bytes in `buffer`; fewer than expected where the file ends early. Raises OSError."""

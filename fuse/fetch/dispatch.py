@@ -12,6 +12,7 @@ import time
 from typing import Final
 
 from fuse.fetch.blobs import BlobState
+from fuse.fetch.pace import Pace
 from fuse.fetch.queue import LEAST_BACKGROUND, RUN_LIMITS, Priority, Queue, Run
 from fuse.fetch.trouble import FOREVER
 
@@ -26,6 +27,7 @@ class Dispatcher:
         self.lock: Final = threading.Lock()
         self.queue: Final[Queue[BlobState]] = Queue(lanes)
         """Used with the lock held."""
+        self._pace = Pace(lanes)
         self._general = threading.Condition(self.lock)
         self._urgent = threading.Condition(self.lock)
         self._turn = threading.Condition(self.lock)
@@ -114,10 +116,19 @@ class Dispatcher:
             self._turn.wait_for(lambda: self.closed or not self.queue.should_yield(run), longest_s)
 
     def note_speed(self, seconds_per_block: float) -> None:
-        """Sizes background requests after the link."""
+        """Sizes background requests after the link, and their number after what this process can carry."""
         blocks = int(_RUN_S / max(seconds_per_block, 0.001)) // 4 * 4
         with self.lock:
             self.queue.background_limit = max(LEAST_BACKGROUND, min(RUN_LIMITS[Priority.BACKGROUND], blocks))
+            self._pace.sample(time.monotonic(), time.process_time())
+            self.queue.background_runs_limit = self._pace.lanes
+            self.kick_locked()
+
+    @property
+    def crowded(self) -> bool:
+        """Whether transfers are under way that the processor, not the link, holds up."""
+        with self.lock:
+            return self._pace.saturated(time.monotonic()) and self.queue.running
 
     # ---- a full cache ----
 

@@ -13,6 +13,7 @@ The caller holds one lock around every call, and asks again whenever something w
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Hashable, Iterator
 from enum import IntEnum
@@ -104,10 +105,13 @@ class Queue(Generic[B]):
         self.only_demand = False
         """While the cache is full: nothing is fetched that nobody waits for."""
         self.background_limit = RUN_LIMITS[Priority.BACKGROUND]
+        self.background_runs_limit: float = math.inf
+        """How many background runs may be in flight."""
         self._lines: tuple[dict[Hashable, Line[B]], ...] = ({}, {}, {})
         self._runs: dict[B, list[Run[B]]] = {}
         self._held: dict[B, tuple[float, list[Wish[B]]]] = {}
         self._demand_runs = 0
+        self._background_runs = 0
 
     # ---- wishes ----
 
@@ -188,13 +192,21 @@ class Queue(Generic[B]):
         demand, readahead, background = self._lines
         if self.only_demand:
             return bool(demand)
-        return bool(demand or readahead or (background and not urgent_only))
+        return bool(demand or readahead or (background and not urgent_only and self._may_start_background()))
+
+    def _may_start_background(self) -> bool:
+        return self._background_runs < self.background_runs_limit
+
+    @property
+    def running(self) -> bool:
+        """Whether anything is in flight."""
+        return bool(self._runs)
 
     def next_run(self, now: float, *, urgent_only: bool) -> Run[B] | None:
         """The most urgent run, in flight from now on; None when there is nothing to do."""
         for blob in [blob for blob, (until, _) in self._held.items() if until <= now]:
             self.release(blob)
-        served = 1 if self.only_demand else 2 if urgent_only else 3
+        served = 1 if self.only_demand else 2 if urgent_only or not self._may_start_background() else 3
         for priority in (Priority.DEMAND, Priority.READAHEAD, Priority.BACKGROUND)[:served]:
             lines = self._lines[priority]
             for owner in list(lines):
@@ -205,6 +217,7 @@ class Queue(Generic[B]):
                 if run is not None:
                     self._runs.setdefault(run.blob, []).append(run)
                     self._demand_runs += run.priority is Priority.DEMAND
+                    self._background_runs += run.priority is Priority.BACKGROUND
                     return run
         return None
 
@@ -237,6 +250,7 @@ class Queue(Generic[B]):
         if not runs:
             del self._runs[run.blob]
         self._demand_runs -= run.priority is Priority.DEMAND
+        self._background_runs -= run.priority is Priority.BACKGROUND
         rest = []
         if run.next < run.end and run.owner is not _NOBODY and not run.whole:
             rest.append(Wish(run.owner, run.blob, run.next, run.end, run.priority))

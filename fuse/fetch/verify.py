@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,10 @@ _BATCH_BLOCKS: Final = 4
 """Read and hashed with one call each: a thread of low priority should rarely ask for the interpreter's lock."""
 _TURN_BLOCKS: Final = 64
 """After so many blocks another blob has its turn."""
+_FEW_CORES: Final = 4
+_DEFER_S: Final = 20.0
+"""On a machine of few cores hashing leaves them to transfers that need them, for so long at most."""
+_DEFER_STEP_S: Final = 0.1
 
 _log = structlog.get_logger(__name__)
 
@@ -39,8 +44,10 @@ class Verifier(threading.Thread):
         self._listed: set[BlobState] = set()
         self._work = threading.Condition(threading.Lock())
         self._closed = False
+        self._end = threading.Event()
         self._hashes: dict[BlobState, tuple[int, _Hash]] = {}
         self._buffer: memoryview | None = None
+        self._deferred_s = 0.0
         engine.on_hashable = self.look_at
 
     def look_at(self, blob: BlobState) -> None:
@@ -54,6 +61,7 @@ class Verifier(threading.Thread):
     def close(self) -> None:
         with self._work:
             self._closed = True
+            self._end.set()
             self._work.notify()
 
     def run(self) -> None:
@@ -64,6 +72,7 @@ class Verifier(threading.Thread):
                 self._hashes.pop(blob, None)
                 continue
             try:
+                self._defer()
                 if self._advance(blob):
                     self.look_at(blob)
             except Exception:  # noqa: BLE001  (the edge of a thread)
@@ -71,10 +80,21 @@ class Verifier(threading.Thread):
             finally:
                 self._engine.unreference(blob)
 
+    def _defer(self) -> None:
+        """Lets transfers go first where they and hashing would share one or two cores."""
+        if len(os.sched_getaffinity(0)) > _FEW_CORES:
+            return
+        began = time.monotonic()
+        while self._deferred_s + time.monotonic() - began < _DEFER_S and self._engine.dispatch.crowded:
+            if self._end.wait(_DEFER_STEP_S):
+                break
+        self._deferred_s += time.monotonic() - began
+
     def _next(self) -> BlobState | None:
         with self._work:
             while not self._waiting and not self._closed:
                 self._buffer = None
+                self._deferred_s = 0.0
                 self._work.wait()
             if self._closed:
                 return None
