@@ -1,0 +1,87 @@
+"""weightless.toml: what it may say, and what happens when it says something else."""
+
+from __future__ import annotations
+
+import pytest
+
+from fuse.errors import InvalidConfig
+from weightless import config
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "weightless.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_every_key_of_the_documentation_is_understood(write):
+    """The example in the module's docstring is a valid file."""
+    example = config.__doc__.split("```toml")[1].split("```")[0]
+
+    loaded = config.load(write(example))
+
+    assert 500 * 10**9 == loaded.quota_bytes
+    assert "worker-1" == loaded.node.node_id
+    assert 8 == loaded.fetch.connections
+
+
+def test_an_empty_file_says_nothing(write):
+    """Every key is optional."""
+    assert config.Config() == config.load(write(""))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "known"),
+    [
+        ('cach-dir = "/x"', "'cach-dir'", "cache-dir"),
+        ('cache_dir = "/x"', "'cache_dir'", "cache-dir"),
+        ("[cache]\nqouta = 1", "'qouta' in [cache]", "quota, free-space"),
+        ("[nodes]\n", "'nodes'", "node"),
+    ],
+)
+def test_an_unknown_key_is_an_error_that_names_file_key_and_the_known_ones(write, text, key, known):
+    """A misspelt limit is not silently ignored."""
+    path = write(text)
+
+    with pytest.raises(InvalidConfig) as caught:
+        config.load(path)
+
+    assert str(path) == caught.value.where
+    assert key in caught.value.what
+    assert known in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('prefetch = "some"', "prefetch"),
+        ('plain-http = "yes"', "plain-http"),
+        ("[cache]\nfree-space = 2", "cache.free-space"),
+        ('[cache]\nquota = "12 parsecs"', "cache.quota"),
+        ("[fetch]\nconnections = 0", "fetch.connections"),
+        ("cache = 1", "cache"),
+        ("prefetch = ", "is not TOML"),
+    ],
+)
+def test_a_bad_value_is_an_error_that_names_file_and_key(write, text, words):
+    """Wrong types, values out of range and what is no TOML at all."""
+    path = write(text)
+
+    with pytest.raises(InvalidConfig) as caught:
+        config.load(path)
+
+    assert str(path) == caught.value.where
+    assert words in caught.value.what
+
+
+def test_a_file_that_is_named_and_missing_is_an_error(tmp_path, monkeypatch):
+    """By --config and by the environment; only the default places may be empty."""
+    with pytest.raises(InvalidConfig):
+        config.load(tmp_path / "none.toml")
+    monkeypatch.setenv(config.ENVIRONMENT, str(tmp_path / "none.toml"))
+    with pytest.raises(InvalidConfig):
+        config.load(None)

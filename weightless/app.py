@@ -1,0 +1,250 @@
+"""The commands: their names, parameters and help. What they do is in `weightless.commands`, imported when one is run, so
+that `--help` and an error answer at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from weightless import __version__, console
+from weightless.options import (
+    CacheDir,
+    CertsDir,
+    ConfigFile,
+    Given,
+    LogLevelOption,
+    PlainHttp,
+    PrefetchOption,
+    Settings,
+    command,
+    remember,
+)
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    name="weightless",
+    help="Mount AI models from OCI registries: they are there at once, their bytes come while they are read.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings=_HELP,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage. Options may also be written in weightless.toml (--config).",
+)
+cache = typer.Typer(
+    no_args_is_help=True, help="Look at, empty and check the cache.", context_settings=_HELP, rich_markup_mode="rich"
+)
+app.add_typer(cache, name="cache")
+
+Reference = Annotated[
+    str,
+    typer.Argument(help="host\\[:port]/repository\\[:tag]\\[@digest]", metavar="REFERENCE", show_default=False),
+]
+# Text, not a path: typer would stat a path, and the stat of a mount whose processes are dead never returns.
+Directory = Annotated[str, typer.Argument(metavar="DIR", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude", metavar="PATTERN", help="Hide files: a gitignore pattern, may be given again.", show_default=False
+    ),
+]
+ExcludeWeights = Annotated[bool, typer.Option("--exclude-weights", help="Hide model weights, by their names.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"weightless {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    context: typer.Context,
+    cache_dir: CacheDir = None,
+    certs_dir: CertsDir = None,
+    plain_http: PlainHttp = None,
+    prefetch: PrefetchOption = None,
+    log_level: LogLevelOption = None,
+    config: ConfigFile = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    del version
+    remember(
+        context,
+        Given(
+            cache_dir=cache_dir,
+            certs_dir=certs_dir,
+            plain_http=plain_http,
+            prefetch=prefetch,
+            log_level=log_level,
+            config=config,
+        ),
+    )
+
+
+@app.command()
+@command
+def mount(
+    settings: Settings,
+    reference: Reference,
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="An existing directory.", show_default=False)],
+    exclude: Exclude = None,
+    exclude_weights: ExcludeWeights = False,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay, log here, unmount on Ctrl-C.")] = False,
+) -> None:
+    """Mount a model on a directory.
+
+    Returns as soon as the files are there to be read; their bytes are fetched when they are read, and in the background.
+    Works as root, and as any user who may run fusermount3.
+    """
+    from weightless.commands.mount import run
+
+    run(
+        settings,
+        reference,
+        Path(directory),
+        exclude=tuple(exclude or ()),
+        exclude_weights=exclude_weights,
+        foreground=foreground,
+    )
+
+
+@app.command()
+@command
+def unmount(
+    settings: Settings,
+    directory: Directory,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Detach now, even if files are open; what is open is readable no more.")
+    ] = False,
+) -> None:
+    """Unmount a model; returns when the processes behind it are gone. What was fetched stays in the cache."""
+    from weightless.commands.unmount import run
+
+    run(settings, Path(directory), lazy=lazy)
+
+
+@app.command(name="inspect")
+@command
+def inspect_(
+    settings: Settings,
+    reference: Reference,
+    exclude: Exclude = None,
+    exclude_weights: ExcludeWeights = False,
+    json: Json = False,
+) -> None:
+    """Show the files of a model: sizes, media types, digests, and how lazily each can be read. Fetches no file."""
+    from weightless.commands.inspection import run
+
+    run(settings, reference, exclude=tuple(exclude or ()), exclude_weights=exclude_weights, json=json)
+
+
+@app.command()
+@command
+def pull(
+    settings: Settings,
+    reference: Reference,
+    exclude: Exclude = None,
+    exclude_weights: ExcludeWeights = False,
+) -> None:
+    """Fetch a whole model into the cache, and verify it. Ctrl-C keeps what is there already."""
+    from weightless.commands.pull import run
+
+    run(settings, reference, exclude=tuple(exclude or ()), exclude_weights=exclude_weights)
+
+
+@app.command()
+@command
+def status(settings: Settings, json: Json = False) -> None:
+    """Show what is mounted: how much of it is in the cache, how fast it comes, what waits and why."""
+    from weightless.commands.status import run
+
+    run(settings, json=json)
+
+
+@app.command()
+@command
+def node(
+    settings: Settings,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CSI_ENDPOINT", help="The plugin's socket: unix:///…/csi.sock.", metavar="URL", show_default=False
+        ),
+    ] = None,
+    node_id: Annotated[
+        str | None,
+        typer.Option(envvar="NODE_ID", help="This node's name in Kubernetes.", metavar="NAME", show_default=False),
+    ] = None,
+    kubelet_dir: Annotated[
+        Path | None, typer.Option(help="kubelet's directory; /var/lib/kubelet by default.", show_default=False)
+    ] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where published volumes are recorded; /var/lib/weightless by default.", show_default=False),
+    ] = None,
+) -> None:
+    """Run the CSI node plugin (csi.weightless.dev) until SIGTERM."""
+    from weightless.commands.node import run
+
+    run(settings, endpoint=endpoint, node_id=node_id, kubelet_dir=kubelet_dir, state_dir=state_dir)
+
+
+@app.command()
+@command
+def demo(
+    settings: Settings,
+    rate: Annotated[float, typer.Option(help="How fast the demo's registry sends, in MB/s.", min=1)] = 20,
+) -> None:
+    """Watch a model become readable through CSI while its bytes still lie in a registry. Needs root; leaves nothing behind."""
+    from weightless.demo.tour import run
+
+    run(settings, rate_bytes_per_s=int(rate * 1e6))
+
+
+@app.command()
+@command
+def version(settings: Settings) -> None:
+    """Print the version."""
+    del settings
+    console.say(f"weightless {__version__}")
+
+
+@cache.command(name="ls")
+@command
+def cache_ls(settings: Settings, json: Json = False) -> None:
+    """List the blobs in the cache, most recently used first."""
+    from weightless.commands.cache import list_blobs
+
+    list_blobs(settings, json=json)
+
+
+Digests = Annotated[list[str] | None, typer.Argument(metavar="DIGEST…", show_default=False)]
+
+
+@cache.command(name="rm")
+@command
+def cache_rm(
+    settings: Settings,
+    digests: Digests = None,
+    unused: Annotated[bool, typer.Option("--all", help="Remove all that no mount holds.")] = False,
+) -> None:
+    """Remove blobs from the cache, by digest or by its first characters."""
+    from weightless.commands.cache import remove
+
+    remove(settings, tuple(digests or ()), unused=unused)
+
+
+@cache.command(name="verify")
+@command
+def cache_verify(settings: Settings, digests: Digests = None) -> None:
+    """Read blobs again and compare them with their checksums and digests; damaged blocks are forgotten and fetched anew."""
+    from weightless.commands.cache import verify
+
+    verify(settings, tuple(digests or ()))

@@ -1,0 +1,63 @@
+"""`weightless node`: runs the CSI node plugin."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import Final
+
+from csi.plugin import NodePlugin, PluginSettings
+from fuse.errors import InvalidRequest
+from fuse.mounting import control
+from fuse.mounting.manager import MountManager
+from weightless import wiring
+from weightless.holder import NODE, signals_call
+from weightless.options import Settings
+
+_KUBELET: Final = Path("/var/lib/kubelet")
+_STATE: Final = Path("/var/lib/weightless")
+
+
+def run(
+    settings: Settings,
+    *,
+    endpoint: str | None,
+    node_id: str | None,
+    kubelet_dir: Path | None,
+    state_dir: Path | None,
+) -> None:
+    """Serves until SIGTERM; published volumes stay mounted then. Raises InvalidConfig, Conflict, Missing."""
+    section = settings.config.node
+    level = settings.log_level if settings.log_level_given else "info"
+    run_dir = wiring.begin(settings, "plugin", level=level)
+    plugin_settings = PluginSettings(
+        endpoint=_needed(endpoint or section.endpoint, "--endpoint", "unix:///var/lib/kubelet/plugins/…/csi.sock"),
+        node_id=_needed(node_id or section.node_id, "--node-id", "the node's name in Kubernetes"),
+        access=wiring.access_reader(settings, local_allowed=False),
+        kubelet_dir=_directory(kubelet_dir, section.kubelet_dir, _KUBELET),
+        state_dir=_directory(state_dir, section.state_dir, _STATE),
+    )
+    holder = wiring.holder_settings(settings, run_dir, name=NODE, log_to_stderr=True, log_level=level)
+    manager = MountManager(holder)
+    plugin = NodePlugin(plugin_settings, manager)
+    ended = threading.Event()
+    with signals_call(ended.set):
+        plugin.start()
+        try:
+            with contextlib.closing(control.ControlServer(manager, run_dir, NODE)):
+                ended.wait()
+        finally:
+            plugin.stop()
+
+
+def _needed(value: str | None, option: str, example: str) -> str:
+    if value:
+        return value
+    raise InvalidRequest(
+        f"{option} is missing", where="node", fix=f"give it ({example}), or write it into weightless.toml"
+    )
+
+
+def _directory(option: Path | None, configured: str | None, default: Path) -> Path:
+    return (option or (Path(configured) if configured else default)).absolute()

@@ -1,0 +1,129 @@
+"""weightless.toml: the options that a person does not want to repeat.
+
+```toml
+cache-dir = "/var/lib/weightless/cache"
+certs-dir = "/etc/containerd/certs.d"   # hosts.toml directories, as containerd reads them
+plain-http = false
+prefetch = "full"                       # or "none"
+log-level = "info"
+
+[cache]
+quota = "500GB"         # what the cache may hold; without it, what the disk has
+free-space = 0.15       # the share of the disk that stays free
+[fetch]
+connections = 8         # to registries, at once
+[node]
+endpoint = "unix:///var/lib/kubelet/plugins/csi.weightless.dev/csi.sock"
+node-id = "worker-1"
+kubelet-dir = "/var/lib/kubelet"
+state-dir = "/var/lib/weightless"
+```
+
+An option of the command line goes before the file, the file before the default. A key that is not known is an error: a
+misspelt limit that is silently ignored is worse than a refusal. Pure but for the reading of the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from fuse.errors import InvalidConfig, InvalidRequest
+from fuse.spec import Prefetch
+from weightless.units import parse_size
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+ENVIRONMENT: Final = "WEIGHTLESS_CONFIG"
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    pass
+
+
+class CacheSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    quota: str | int | None = None
+    free_space: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+
+
+class FetchSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    connections: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+
+
+class NodeSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    endpoint: str | None = None
+    node_id: str | None = None
+    kubelet_dir: str | None = None
+    state_dir: str | None = None
+
+
+class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    """The file as it is written; None and empty sections are what it does not say."""
+
+    cache_dir: str | None = None
+    certs_dir: str | None = None
+    plain_http: bool | None = None
+    prefetch: Prefetch | None = None
+    log_level: LogLevel | None = None
+    cache: CacheSection = CacheSection()
+    fetch: FetchSection = FetchSection()
+    node: NodeSection = NodeSection()
+
+    @property
+    def quota_bytes(self) -> int | None:
+        quota = self.cache.quota
+        return parse_size(quota) if isinstance(quota, str) else quota
+
+
+def load(path: Path | None) -> Config:
+    """The file at `path`, or at the default places; without any, what a silent file says. Raises InvalidConfig."""
+    if path is None:
+        path = default_path()
+        if path is None:
+            return Config()
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except OSError as error:
+        raise InvalidConfig(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"is not TOML: {error}", where=str(path)) from error
+    _refuse_unknown(content, Config, str(path), "")
+    try:
+        config = msgspec.convert(content, Config)
+        _ = config.quota_bytes
+    except msgspec.ValidationError as error:
+        what = str(error)[:1].lower() + str(error)[1:].replace("`$.", "`")
+        raise InvalidConfig(what, where=str(path)) from error
+    except InvalidRequest as error:
+        raise InvalidConfig(f"cache.quota: {error.what}", where=str(path), fix=error.fix) from error
+    return config
+
+
+def default_path() -> Path | None:
+    """$WEIGHTLESS_CONFIG whether it exists or not, else root's or the user's file if there is one."""
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        return Path(named)
+    if os.geteuid() == 0:
+        path = Path("/etc/weightless/weightless.toml")
+    else:
+        home = os.environ.get("XDG_CONFIG_HOME") or str(Path("~/.config").expanduser())
+        path = Path(home) / "weightless" / "weightless.toml"
+    return path if path.exists() else None
+
+
+def _refuse_unknown(content: dict[str, Any], kind: type[msgspec.Struct], where: str, section: str) -> None:
+    known = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
+    for key, value in content.items():
+        if key not in known:
+            place = f" in [{section}]" if section else ""
+            raise InvalidConfig(
+                f"unknown key {key!r}{place}", where=where, fix=f"known keys{place}: {', '.join(known)}"
+            )
+        inner = known[key]
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, dict):
+            _refuse_unknown(value, inner, where, key)

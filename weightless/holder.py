@@ -1,0 +1,222 @@
+"""The process behind `weightless mount`: holds one mount, and ends when it is unmounted.
+
+Started by the command with one end of a socket pair and none of its streams; it answers `Mounted` or `Failed` there and goes on
+alone. Its log is a file in the run directory that goes away with it. With `--foreground` the command is this process itself.
+When it is killed, the keeper holds the mount; `weightless mount` on the same directory starts a successor, `unmount` ends it.
+
+The main thread waits for the end of the mount; `fuse.mounting` has threads of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Final, Protocol, Self
+
+import msgspec
+import structlog
+
+from fuse import wire
+from fuse.errors import Fault, WeightlessError
+from fuse.filesystem.table import View
+from fuse.mounting import control
+from fuse.mounting.manager import MountManager
+from weightless import wiring
+from weightless.options import Settings
+
+_log = structlog.get_logger(__name__)
+_GRANT: Final = "mount"
+NODE: Final = "node"
+"""The node plugin's name among the holders of a run directory."""
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
+    """What to mount where; sent by the command."""
+
+    reference: str
+    mountpoint: str
+    """A real path (`fuse.mounting.device.usable_mountpoint`)."""
+    view: View
+    settings: Settings
+
+
+class Mounted(msgspec.Struct, frozen=True, kw_only=True, tag="mounted"):
+    reference: str
+    """Pinned to the digest that was chosen."""
+    bytes_total: int
+    again: bool = False
+    """The mount was there, left by a holder that died; now it is served again."""
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    fault: Fault
+
+
+Answer = Mounted | Failed
+
+
+def name_of(mountpoint: str) -> str:
+    """What a holder is called in the run directory; its successor finds the keeper by it."""
+    return f"mount-{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:12]}"
+
+
+class Holder:
+    """Holds one mount. Use it as a context manager: leaving it unmounts."""
+
+    def __init__(self, order: Order, run_dir: Path, *, log_to_stderr: bool) -> None:
+        self._order = order
+        self._ended = threading.Event()
+        settings = wiring.holder_settings(
+            order.settings, run_dir, name=name_of(order.mountpoint), log_to_stderr=log_to_stderr
+        )
+        self._manager = MountManager(settings, on_gone=lambda _: self._ended.set())
+        self._run_dir = run_dir
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._manager.start()
+        self._stack.callback(self._manager.close, keep=False)
+        name = self._manager.settings.name
+        server = control.ControlServer(self._manager, self._run_dir, name, on_idle=self._ended.set)
+        self._stack.callback(server.close)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def mount(self, cancel: threading.Event) -> Mounted:
+        """Mounts what was ordered, or takes up what a predecessor left at that place."""
+        order, manager = self._order, self._manager
+        left = manager.find(Path(order.mountpoint))
+        if left is not None:
+            return self._take_up(left)
+        access = wiring.access_reader(order.settings).access(order.reference)
+        artifact = manager.resolve(order.reference, access, order.view, cancel=cancel)
+        manager.acquire(artifact, Path(order.mountpoint), prefetch=order.settings.prefetch, grant=_GRANT, access=access)
+        return Mounted(reference=artifact.reference, bytes_total=artifact.bytes_total)
+
+    def _take_up(self, mount_id: str) -> Mounted:
+        status = self._manager.status(mount_id)
+        return Mounted(reference=status.reference, bytes_total=status.bytes_total, again=True)
+
+    def end(self) -> None:
+        """Makes `wait` return; from any thread, or a signal handler."""
+        self._ended.set()
+
+    def wait(self) -> None:
+        self._ended.wait()
+
+
+def main() -> None:
+    """The daemon. Its one argument is the number of the inherited socket."""
+    channel: wire.Channel[Order] = wire.Channel(socket.socket(fileno=int(sys.argv[1])), Order)
+    with channel:
+        os.set_inheritable(channel.fileno(), False)
+        received = channel.receive()
+        if received is None:
+            return
+        order = received[0]
+        try:
+            run_dir = wiring.begin(order.settings, "mount")
+            with log_file(run_dir / f"{name_of(order.mountpoint)}.log"):
+                serve(order, run_dir, _Caller(channel))
+        except WeightlessError as error:
+            _Caller(channel).answer(Failed(fault=error.to_fault()))
+
+
+def serve(order: Order, run_dir: Path, caller: Caller) -> None:
+    """Mounts, tells the caller, and returns when the mount is gone. Raises WeightlessError when it cannot be mounted."""
+    cancel = threading.Event()
+    holder = Holder(order, run_dir, log_to_stderr=True)
+
+    def stop() -> None:
+        cancel.set()
+        holder.end()
+
+    with signals_call(stop):
+        caller.when_gone(cancel.set)
+        try:
+            with holder:
+                # A caller that was interrupted meanwhile wants no mount any more: then leaving unmounts it.
+                if caller.answer(holder.mount(cancel)):
+                    holder.wait()
+        except (OSError, ValueError, RuntimeError) as error:
+            _log.exception("holder_failed")
+            raise WeightlessError(f"{type(error).__name__}: {error}", where=order.mountpoint) from error
+
+
+class Caller(Protocol):
+    """Who wants the mount."""
+
+    def answer(self, message: Answer) -> bool:
+        """Tells how it went; whether anybody heard it."""
+        ...
+
+    def when_gone(self, call: Callable[[], None]) -> None:
+        """Calls `call`, from some thread, when the caller gives up before it was answered."""
+        ...
+
+
+class _Caller:
+    """The command at the other end of a socket, which it closes when it has heard enough."""
+
+    def __init__(self, channel: wire.Channel[Order]) -> None:
+        self._channel = channel
+        self._answered = False
+
+    def answer(self, message: Answer) -> bool:
+        self._answered = True
+        try:
+            self._channel.send(message)
+        except OSError:
+            return False
+        return True
+
+    def when_gone(self, call: Callable[[], None]) -> None:
+        def watch() -> None:
+            with suppress(OSError, ValueError):
+                self._channel.receive()
+            if not self._answered:
+                call()
+
+        threading.Thread(target=watch, name="caller", daemon=True).start()
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Standard error is this file, which is removed at the end."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(fd, 2)
+    os.close(fd)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def signals_call(call: Callable[[], None]) -> Iterator[None]:
+    """The signals that end a process call `call`, which must not block; main thread only."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        call()
+
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    main()

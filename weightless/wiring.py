@@ -1,0 +1,75 @@
+"""From the command line's settings to the parts of `fuse.mounting`: the one place that knows which option goes where."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fuse import logs
+from fuse.artifact.reference import Reference
+from fuse.filesystem.table import View
+from fuse.mounting import device, fusermount, rundir
+from fuse.mounting.access import AccessReader
+from fuse.mounting.fetcher import FetcherClient, FetcherSettings
+from fuse.mounting.manager import HolderSettings
+from weightless.options import Settings
+
+
+def begin(settings: Settings, process: str = "weightless", *, level: str | None = None) -> Path:
+    """Logging, and the run directory. Raises InvalidConfig."""
+    logs.configure(process, level or settings.log_level)
+    return rundir.ensure(rundir.run_dir().absolute())
+
+
+def fetcher_settings(settings: Settings, run_dir: Path, *, log_to_stderr: bool = False) -> FetcherSettings:
+    return FetcherSettings(
+        cache_dir=settings.cache_dir,
+        run_dir=run_dir,
+        quota_bytes=settings.config.quota_bytes,
+        free_space_fraction=settings.config.cache.free_space,
+        connections=settings.config.fetch.connections,
+        log_level=settings.log_level,
+        log_to_stderr=log_to_stderr,
+    )
+
+
+def holder_settings(
+    settings: Settings, run_dir: Path, *, name: str, log_to_stderr: bool, log_level: str | None = None
+) -> HolderSettings:
+    return HolderSettings(
+        cache_dir=settings.cache_dir,
+        run_dir=run_dir,
+        name=name,
+        quota_bytes=settings.config.quota_bytes,
+        free_space_fraction=settings.config.cache.free_space,
+        connections=settings.config.fetch.connections,
+        log_level=log_level or settings.log_level,
+        log_to_stderr=log_to_stderr,
+    )
+
+
+def fetcher(settings: Settings, run_dir: Path) -> FetcherClient:
+    """A command's connection to the fetcher, opened with the first request. Close it."""
+    return FetcherClient(fetcher_settings(settings, run_dir))
+
+
+def access_reader(settings: Settings, *, local_allowed: bool = True) -> AccessReader:
+    """Who runs a command may reach what listens on this machine; a pod that names a registry may not."""
+    return AccessReader(certs_dir=settings.certs_dir, plain_http=settings.plain_http, local_allowed=local_allowed)
+
+
+def check_reference(reference: str) -> None:
+    """Raises InvalidReference, before anything is started for it."""
+    Reference.parse(reference)
+
+
+def view(exclude: tuple[str, ...], *, exclude_weights: bool) -> View:
+    return View(exclude=exclude, exclude_weights=exclude_weights)
+
+
+def unmount_path(path: Path, *, lazy: bool) -> None:
+    """Takes a mount out of the tree that no holder knows. Raises Conflict when it is busy."""
+    if os.geteuid() == 0:
+        device.unmount(path, lazy=lazy)
+    else:
+        fusermount.unmount(path, lazy=lazy)
