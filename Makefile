@@ -1,0 +1,40 @@
+# The commands that a person types. `make setup` is quick when nothing is to be done, so the others simply call it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+# Mounting with mount(2) and acting as a node plugin need root; everything else runs as whoever you are.
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test check format bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install system packages (apt, where root or sudo is at hand) and the virtual environment in .venv
+	@scripts/setup.sh
+
+demo: setup ## Mount a real model from a small registry of its own, through the node plugin, and show how lazily it loads
+	@$(AS_ROOT) $(BIN)/weightless demo
+
+test: setup ## Run all tests; those that mount need root and are skipped without it
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+check: setup ## Formatting, lint, types, import rules, generated code
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@proto/check.sh
+
+format: setup ## Format the code and apply the safe fixes of the linter
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup ## Run the benchmarks; they print ratios against peers of the same run
+	@$(AS_ROOT) $(BIN)/python -m bench
+
+clean: ## Remove the virtual environment and what the tools have cached
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -1,0 +1,107 @@
+"""No secret is where it does not belong: logs, errors, command lines, environments, files."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.support.cli import CommandLine
+from tests.support.dockerregistry import docker_config
+from tests.support.leaks import Sandbox
+from tests.support.models import digest_tree
+from tests.support.node import Node
+from tests.support.registry import FaultyRegistry, Tokens
+from weightless.demo.pack import PackedModel
+
+pytestmark = pytest.mark.kernel
+
+CANARY = "canary-91d2c7e0-hunter2"
+WRONG = "canary-5b1f00aa-wrong"
+
+
+def needles(registry: FaultyRegistry) -> list[bytes]:
+    """The passwords, what a header makes of them, and every token that was given out."""
+    passwords = (CANARY, WRONG)
+    found = [password.encode() for password in passwords]
+    found += [base64.b64encode(f"reader:{password}".encode()).rstrip(b"=") for password in passwords]
+    if registry.tokens is not None:
+        found += [token.encode() for token in registry.tokens.valid]
+    return found
+
+
+def seen_in_processes(sandbox: Sandbox) -> dict[str, bytes]:
+    return {
+        f"/proc/{pid}/{name}": Path(f"/proc/{pid}/{name}").read_bytes()
+        for pid in sandbox.processes()
+        for name in ("cmdline", "environ")
+    }
+
+
+def seen_on_disk(sandbox: Sandbox) -> dict[str, bytes]:
+    """All files of the sandbox but docker's own configuration, which holds the password by its nature."""
+    return {
+        str(path): path.read_bytes()
+        for path in sandbox.root.rglob("*")
+        if path.is_file()
+        and not path.is_relative_to(sandbox.docker)
+        and not path.is_relative_to(sandbox.root / "kubelet")
+    }
+
+
+def assert_hidden(registry: FaultyRegistry, places: dict[str, bytes]) -> None:
+    assert places
+    for needle in needles(registry):
+        assert [] == [place for place, content in places.items() if needle in content], needle.decode()
+
+
+@pytest.fixture(params=["basic", "bearer"])
+def locked(request: pytest.FixtureRequest, registry: FaultyRegistry, packed: PackedModel) -> str:
+    """A registry with credentials, and the model in it."""
+    if request.param == "basic":
+        registry.basic = {"reader": CANARY}
+    else:
+        registry.tokens = Tokens(users={"reader": CANARY})
+    packed.serve(registry, "models/small", "1.0")
+    return f"{registry.host}/models/small:1.0"
+
+
+def test_the_node_plugin_shows_no_secret(
+    sandbox: Sandbox, registry: FaultyRegistry, locked: str, named: str, small_model: Path
+) -> None:
+    """With debug logs: a publish that works, one with a wrong password, and one that is not understood."""
+    config = json.dumps({"auths": {registry.host: {"auth": base64.b64encode(f"reader:{CANARY}".encode()).decode()}}})
+    errors: list[str] = []
+    with Node(sandbox, "--certs-dir", named) as node:
+        target = node.target("pod-1")
+        node.publish("csi-1", target, {"reference": locked}, secrets={".dockerconfigjson": config})
+        assert digest_tree(small_model) == digest_tree(target)
+        for number, secrets in enumerate(
+            ({"username": "reader", "password": WRONG}, {".dockerconfigjson": f"{{{CANARY}"}, {"passwort": CANARY})
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                node.publish(f"csi-bad-{number}", node.target(f"bad-{number}"), {"reference": locked}, secrets=secrets)
+            errors.append(caught.value.details())
+        assert_hidden(registry, seen_in_processes(sandbox))
+        assert_hidden(registry, seen_on_disk(sandbox))
+        node.unpublish("csi-1", target)
+        assert [] == node.leftovers()
+    assert_hidden(registry, seen_on_disk(sandbox) | {f"error {text}": text.encode() for text in errors})
+
+
+def test_the_command_line_shows_no_secret(
+    sandbox: Sandbox, registry: FaultyRegistry, locked: str, small_model: Path
+) -> None:
+    """A mount with docker's credentials, and one with a wrong password, with debug output."""
+    cli = CommandLine(sandbox, ("--log-level", "debug"))
+    docker_config(sandbox.docker, registry.host, password=CANARY)
+    with cli.mounted(locked) as mounted:
+        assert digest_tree(small_model) == digest_tree(mounted)
+        assert_hidden(registry, seen_in_processes(sandbox))
+    docker_config(sandbox.docker, registry.host, password=WRONG)
+    refused = cli.run("inspect", locked)
+    assert 1 == refused.code, str(refused)
+    assert_hidden(registry, {"output": (refused.out + refused.error).encode()} | seen_on_disk(sandbox))

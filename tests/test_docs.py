@@ -1,0 +1,81 @@
+"""What the documentation shows is accepted by what it documents."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from csi import attributes
+from fuse.registry.hosts import load_access
+from weightless import config
+from weightless.app import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file of the repository."""
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [] == [link for link in links if not (page.parent / link).exists()]
+
+
+@pytest.mark.parametrize("text", blocks(ROOT / "README.md", "yaml"), ids=lambda text: yaml.safe_load(text)["kind"])
+def test_manifests_are_valid_and_their_attributes_are_understood(text: str) -> None:
+    """The README's pod and PersistentVolume pass Kubernetes' schemas and our own parser."""
+    document = yaml.safe_load(text)
+    kubernetes_validate.validate(document, "1.33", strict=True)
+    for csi in _volumes(document):
+        assert csi["driver"] == "csi.weightless.dev"
+        assert attributes.parse(csi["volumeAttributes"]).reference
+
+
+def test_the_configuration_file_is_accepted(tmp_path: Path) -> None:
+    """The example of CONFIGURATION.md has no key that is unknown."""
+    (text,) = blocks(ROOT / "docs" / "CONFIGURATION.md", "toml")
+    file = tmp_path / "weightless.toml"
+    file.write_text(text)
+    assert config.load(file).quota_bytes == 500 * 10**9
+
+
+def test_the_hosts_toml_is_accepted(tmp_path: Path) -> None:
+    """The README's mirror is asked before the registry itself."""
+    (text,) = blocks(ROOT / "README.md", "toml")
+    assert tomllib.loads(text)
+    place = tmp_path / "registry.example.com"
+    place.mkdir()
+    (place / "hosts.toml").write_text(text)
+    (place / "mirror-ca.crt").write_text("-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n")
+    access = load_access(
+        "registry.example.com",
+        certs_dir=tmp_path,
+        plain_http=False,
+        credential=lambda _host: None,
+        local_allowed=False,
+    )
+    hosts = [endpoint.url.split("/")[2] for endpoint in access.endpoints]
+    assert hosts == ["mirror.internal:5000", "registry.example.com"]
+
+
+def test_the_table_of_commands_is_complete() -> None:
+    """Each command of the program stands in the README, and no other."""
+    table = (ROOT / "README.md").read_text().partition("## The command line")[2].partition("\n\nA reference")[0]
+    named = set(re.findall(r"^\| `weightless (\w+)", table, re.MULTILINE))
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert named == (commands | {group.name for group in app.registered_groups}) - {"version"}
+
+
+def _volumes(document: dict[str, Any]) -> list[dict[str, Any]]:
+    spec = document["spec"]
+    return [spec["csi"]] if "csi" in spec else [volume["csi"] for volume in spec["volumes"] if "csi" in volume]
