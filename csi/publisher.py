@@ -242,7 +242,9 @@ class Publisher:
                 f"another volume, {other.volume_id}, is published there", where=other.target, fix="unpublish it first"
             )
         there = mounts.bound(key.target)
-        if there is not None and not there.ours:
+        if there is None:
+            key.target.check_usable()
+        elif not there.ours:
             raise Conflict(f"{there.file_system} is mounted there", where=str(key.target.path), fix="unmount it first")
 
     # ---- small parts ----

@@ -61,6 +61,31 @@ class Target:
         with self.parent() as (parent, name):
             yield Path(f"/proc/self/fd/{parent}/{name}")
 
+    def check_usable(self) -> None:
+        """Nothing may be here but an empty directory: what a mount hid, unpublish could not remove. Not for what is mounted.
+
+        Raises InvalidRequest.
+        """
+        try:
+            with self.parent() as (parent, name):
+                fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            try:
+                inside = os.listdir(fd)
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InvalidRequest(
+                f"the target cannot be used: {error.strerror}",
+                where=str(self.path),
+                fix="no part of the path may be a file or a symbolic link; remove what is there",
+            ) from error
+        if inside:
+            raise InvalidRequest(
+                f"the target is not empty: it holds {min(inside)!r}", where=str(self.path), fix="remove what is there"
+            )
+
     def make(self) -> None:
         """Makes the directory, whose parent must be there. Raises MountFailed."""
         try:

@@ -358,10 +358,25 @@ def test_a_file_at_the_target_is_left_alone(place: Place, manager: FakeManager) 
     with running(place, manager) as (_, kubelet):
         with pytest.raises(grpc.RpcError) as caught:
             kubelet.publish(target)
-        assert code_of(caught.value) is grpc.StatusCode.INTERNAL
-        assert "is a file" in details_of(caught.value) or "directory" in details_of(caught.value)
+        assert code_of(caught.value) is grpc.StatusCode.INVALID_ARGUMENT
+        assert "remove what is there" in details_of(caught.value)
         assert target.read_text() == "mine"
         target.unlink()
+        assert place.leftovers() == []
+
+
+def test_a_target_that_holds_something_is_refused_before_anything_is_done(place: Place, manager: FakeManager) -> None:
+    """A mount would hide it, and unpublish could never remove the directory."""
+    target = place.target()
+    target.mkdir()
+    (target / "left").write_text("mine")
+    with running(place, manager) as (_, kubelet):
+        with pytest.raises(grpc.RpcError) as caught:
+            kubelet.publish(target)
+        assert code_of(caught.value) is grpc.StatusCode.INVALID_ARGUMENT
+        assert "not empty" in details_of(caught.value)
+        (target / "left").unlink()
+        target.rmdir()
         assert place.leftovers() == []
 
 
