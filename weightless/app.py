@@ -11,6 +11,7 @@ import typer
 
 from weightless import __version__, console
 from weightless.options import (
+    FLAG,
     CacheDir,
     CertsDir,
     ConfigFile,
@@ -45,14 +46,16 @@ Reference = Annotated[
 ]
 # Text, not a path: typer would stat a path, and the stat of a mount whose processes are dead never returns.
 Directory = Annotated[str, typer.Argument(metavar="DIR", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Json = Annotated[bool, typer.Option("--json", metavar=FLAG, help="Print JSON for programs.")]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
         "--exclude", metavar="PATTERN", help="Hide files: a gitignore pattern, may be given again.", show_default=False
     ),
 ]
-ExcludeWeights = Annotated[bool, typer.Option("--exclude-weights", help="Hide model weights, by their names.")]
+ExcludeWeights = Annotated[
+    bool, typer.Option("--exclude-weights", metavar=FLAG, help="Hide model weights, by their names.")
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -71,10 +74,34 @@ def _main(
     log_level: LogLevelOption = None,
     config: ConfigFile = None,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+        bool,
+        typer.Option("--version", metavar=FLAG, help="Print the version.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
     del version
+    remember(
+        context,
+        Given(
+            cache_dir=cache_dir,
+            certs_dir=certs_dir,
+            plain_http=plain_http,
+            prefetch=prefetch,
+            log_level=log_level,
+            config=config,
+        ),
+    )
+
+
+@cache.callback()
+def _cache(
+    context: typer.Context,
+    cache_dir: CacheDir = None,
+    certs_dir: CertsDir = None,
+    plain_http: PlainHttp = None,
+    prefetch: PrefetchOption = None,
+    log_level: LogLevelOption = None,
+    config: ConfigFile = None,
+) -> None:
     remember(
         context,
         Given(
@@ -96,7 +123,9 @@ def mount(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="An existing directory.", show_default=False)],
     exclude: Exclude = None,
     exclude_weights: ExcludeWeights = False,
-    foreground: Annotated[bool, typer.Option("--foreground", help="Stay, log here, unmount on Ctrl-C.")] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", metavar=FLAG, help="Stay, log here, unmount on Ctrl-C.")
+    ] = False,
 ) -> None:
     """Mount a model on a directory.
 
@@ -121,7 +150,10 @@ def unmount(
     settings: Settings,
     directory: Directory,
     lazy: Annotated[
-        bool, typer.Option("--lazy", help="Detach now, even if files are open; what is open is readable no more.")
+        bool,
+        typer.Option(
+            "--lazy", metavar=FLAG, help="Detach now, even if files are open; what is open is readable no more."
+        ),
     ] = False,
 ) -> None:
     """Unmount a model; returns when the processes behind it are gone. What was fetched stays in the cache."""
@@ -225,7 +257,7 @@ def cache_ls(settings: Settings, json: Json = False) -> None:
     list_blobs(settings, json=json)
 
 
-Digests = Annotated[list[str] | None, typer.Argument(metavar="DIGEST…", show_default=False)]
+Digests = Annotated[list[str] | None, typer.Argument(metavar="DIGEST", show_default=False)]
 
 
 @cache.command(name="rm")
@@ -233,7 +265,7 @@ Digests = Annotated[list[str] | None, typer.Argument(metavar="DIGEST…", show_d
 def cache_rm(
     settings: Settings,
     digests: Digests = None,
-    unused: Annotated[bool, typer.Option("--all", help="Remove all that no mount holds.")] = False,
+    unused: Annotated[bool, typer.Option("--all", metavar=FLAG, help="Remove all that no mount holds.")] = False,
 ) -> None:
     """Remove blobs from the cache, by digest or by its first characters."""
     from weightless.commands.cache import remove

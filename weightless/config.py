@@ -28,7 +28,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
@@ -37,6 +37,7 @@ from fuse.spec import Prefetch
 from weightless.units import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+_CHOICES: Final = {"prefetch": ", ".join(get_args(Prefetch)), "log-level": ", ".join(get_args(LogLevel))}
 ENVIRONMENT: Final = "WEIGHTLESS_CONFIG"
 
 
@@ -97,7 +98,8 @@ def load(path: Path | None) -> Config:
         _ = config.quota_bytes
     except msgspec.ValidationError as error:
         what = str(error)[:1].lower() + str(error)[1:].replace("`$.", "`")
-        raise InvalidConfig(what, where=str(path)) from error
+        fix = next((f"use {words}" for key, words in _CHOICES.items() if what.endswith(f"`{key}`")), "")
+        raise InvalidConfig(what, where=str(path), fix=fix) from error
     except InvalidRequest as error:
         raise InvalidConfig(f"cache.quota: {error.what}", where=str(path), fix=error.fix) from error
     return config

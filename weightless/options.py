@@ -25,6 +25,8 @@ from weightless import console
 from weightless.config import Config, LogLevel, load
 
 _PANEL: Final = "Shared options"
+FLAG: Final = ""
+"""The metavar of an option without a value; left to typer, the help would show one."""
 _CONTAINERD_CERTS: Final = Path("/etc/containerd/certs.d")
 
 PrefetchChoice = StrEnum("PrefetchChoice", ["full", "none"])
@@ -46,7 +48,12 @@ CertsDir = Annotated[
 ]
 PlainHttp = Annotated[
     bool | None,
-    typer.Option("--plain-http", help="Speak HTTP, not HTTPS, with the reference's registry.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--plain-http",
+        metavar=FLAG,
+        help="Speak HTTP, not HTTPS, with the reference's registry.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 PrefetchOption = Annotated[
     PrefetchChoice | None,

@@ -41,6 +41,11 @@ def size(count: float) -> str:
     return f"{count:.{digits}f} {_NAMES[power]}"
 
 
+def count(number: int, what: str) -> str:
+    """ "1 blob", "2 blobs"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def rate(bytes_per_s: float) -> str:
     return f"{size(bytes_per_s)}/s"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -80,6 +81,22 @@ def test_a_mount_point_that_is_mounted_already(cli: CommandLine, reference: str,
 def test_unmounting_what_is_not_mounted(cli: CommandLine) -> None:
     directory = cli.sandbox.directory("plain")
     assert_refused(cli.run("unmount", directory), str(directory), "not")
+
+
+def test_unmounting_a_pods_volume_is_refused(cli: CommandLine, registry: FaultyRegistry, packed: PackedModel) -> None:
+    """Neither the plugin's mount nor a pod's bind of it: the pod would lose its model."""
+    packed.serve(registry, "models/small", "v1")
+    certs = cli.sandbox.directory("certs.d")
+    name_host(certs, registry.host)
+    with Node(cli.sandbox, "--certs-dir", str(certs)) as node:
+        target = node.target("pod")
+        node.publish("volume", target, {"reference": f"{registry.host}/models/small:v1"})
+        (status,) = json.loads(cli.do("status", "--json").out)
+        for place in (target, status["mountpoint"]):
+            assert_refused(cli.run("unmount", place), str(place), "belongs to the node plugin", "delete the pods")
+        assert (target / "config.json").exists()
+        node.unpublish("volume", target)
+        assert [] == node.leftovers()
 
 
 def test_unmounting_what_is_busy_changes_nothing(cli: CommandLine, reference: str, small_model: Path) -> None:

@@ -78,6 +78,14 @@ def test_a_bad_value_is_an_error_that_names_file_and_key(write, text, words):
     assert words in caught.value.what
 
 
+def test_a_word_that_is_none_of_a_few_is_answered_with_those_few(write):
+    """As on the command line; nobody should have to look them up."""
+    for text, words in (('prefetch = "some"', ("full", "none")), ('log-level = "loud"', ("debug", "warning"))):
+        with pytest.raises(InvalidConfig) as caught:
+            config.load(write(text))
+        assert [] == [word for word in words if word not in str(caught.value)]
+
+
 def test_a_file_that_is_named_and_missing_is_an_error(tmp_path, monkeypatch):
     """By --config and by the environment; only the default places may be empty."""
     with pytest.raises(InvalidConfig):

@@ -222,6 +222,9 @@ def test_a_mount_whose_holder_was_killed_can_be_unmounted(world, reference):
     world.run("mount", reference, "here")
     (status,) = world.statuses()
     os.kill(status["holder_pid"], signal.SIGKILL)
+    said = world.run("status").stderr
+    assert "no process" in said
+    assert status["mountpoint"] in said
 
     world.run("unmount", "here")
 
@@ -240,4 +243,20 @@ def test_an_interrupted_mount_leaves_nothing(world):
                 process.send_signal(signal.SIGINT)
                 output, _ = process.communicate(timeout=30)
     assert 130 == process.returncode, output
+    world.is_empty_soon()
+
+
+def test_mount_tells_nobody_when_there_is_no_stream_to_tell(world, reference):
+    """A service manager may start it with its streams closed: what counts is the exit code."""
+    command = [*world.command("mount", reference, "here")]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command],
+        env=world.environment,
+        cwd=world.root,
+        timeout=60,
+        check=False,
+    )
+    assert 0 == done.returncode
+    assert FILES["config.json"] == (world.root / "here" / "config.json").read_bytes()
+    world.run("unmount", "here")
     world.is_empty_soon()

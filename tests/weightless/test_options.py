@@ -126,6 +126,33 @@ def test_wrong_usage_exits_with_2(arguments):
     assert 2 == CliRunner().invoke(app, arguments).exit_code
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--cache-dir", "{}", "cache", "ls", "--json"],
+        ["cache", "--cache-dir", "{}", "ls", "--json"],
+        ["cache", "ls", "--json", "--cache-dir", "{}"],
+    ],
+)
+def test_a_command_of_two_words_takes_shared_options_at_each_place(monkeypatch, tmp_path, arguments):
+    """`weightless cache --cache-dir DIR ls` is as right as the option before `cache` or after `ls`."""
+    asked = []
+    monkeypatch.setattr("weightless.commands.cache.list_blobs", lambda settings, json: asked.append(settings.cache_dir))
+
+    result = CliRunner().invoke(app, [word.format(tmp_path / "c") for word in arguments])
+
+    assert not result.exit_code, result.output
+    assert [tmp_path / "c"] == asked
+
+
+def test_the_help_shows_no_value_where_an_option_takes_none():
+    """A flag that seems to want a word is tried with one, and fails."""
+    for words, option in ((["mount"], "--foreground"), (["status"], "--json"), (["pull"], "--plain-http")):
+        shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"}).stdout
+        line = next(line for line in shown.splitlines() if option in line)
+        assert "<bool>" not in line
+
+
 @pytest.mark.parametrize("name", ["mount", "unmount", "inspect", "pull", "status", "node", "demo", "version"])
 def test_every_command_has_help_and_the_shared_options(name):
     """`--help` names what the command does and what all have in common."""

@@ -67,6 +67,21 @@ def test_pull_of_what_is_missing_at_the_registry_fails_with_its_name(world, regi
     world.is_empty_soon()
 
 
+def test_a_pull_that_does_not_fit_fails_and_keeps_what_is_there(world, reference):
+    """It would wait for ever: what fills the cache is its own."""
+    config = world.root / "small.toml"
+    config.write_text('[cache]\nquota = "2MB"\n')
+
+    refused = world.run("pull", reference, "--config", config, code=1, limit_s=30)
+
+    assert "error: " in refused.stderr
+    assert "the cache is full" in refused.stderr
+    assert "free space" in refused.stderr
+    assert "config.json" in world.run("inspect", reference).stdout
+    assert [] != json.loads(world.run("cache", "ls", "--json").stdout)
+    world.is_empty_soon()
+
+
 def test_an_interrupted_pull_keeps_what_is_there(world, registry, reference):
     """The next one goes on from it."""
     registry.rate.bytes_per_s = 1_500_000
@@ -114,7 +129,7 @@ def test_blobs_are_removed_by_the_beginning_of_their_digest(world, reference):
     world.run("pull", reference)
     first, *others = json.loads(world.run("cache", "ls", "--json").stdout)
 
-    assert "removed 1 blobs" in world.run("cache", "rm", first["digest"][:16]).stdout
+    assert "removed 1 blob, " in world.run("cache", "rm", first["digest"][:16]).stdout
     assert len(others) == len(json.loads(world.run("cache", "ls", "--json").stdout))
     world.run("cache", "rm", code=1)
     world.run("cache", "rm", "sha256:0000", code=1)

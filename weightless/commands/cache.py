@@ -35,7 +35,7 @@ def list_blobs(settings: Settings, *, json: bool) -> None:
         )
     console.show(drawn)
     total = sum(blob.bytes_cached for blob in blobs)
-    console.note(f"{len(blobs)} blobs, {units.size(total)} in {settings.cache_dir}")
+    console.note(f"{units.count(len(blobs), 'blob')}, {units.size(total)} in {settings.cache_dir}")
 
 
 def remove(settings: Settings, prefixes: Sequence[str], *, unused: bool) -> None:
@@ -47,7 +47,7 @@ def remove(settings: Settings, prefixes: Sequence[str], *, unused: bool) -> None
         digests = _digests(client, prefixes)
         removed = client.cache_remove(digests)
     freed = sum(blob.bytes_cached for blob in removed)
-    console.say(f"removed {len(removed)} blobs, {units.size(freed)}")
+    console.say(f"removed {units.count(len(removed), 'blob')}, {units.size(freed)}")
 
 
 def verify(settings: Settings, prefixes: Sequence[str]) -> None:
@@ -55,7 +55,9 @@ def verify(settings: Settings, prefixes: Sequence[str]) -> None:
     with _fetcher(settings) as client:
         blobs = client.cache_verify(_digests(client, prefixes))
     damaged = [blob for blob in blobs if blob.damaged_blocks]
-    console.say(f"{len(blobs)} blobs read, {units.size(sum(blob.bytes_cached for blob in blobs))} in order")
+    console.say(
+        f"{units.count(len(blobs), 'blob')} read, {units.size(sum(blob.bytes_cached for blob in blobs))} in order"
+    )
     for blob in damaged:
         console.say(f"{blob.digest}: {blob.damaged_blocks} damaged blocks were forgotten")
     if damaged:

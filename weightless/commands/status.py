@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from fuse.mounting import control, rundir
+from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.status import MountStatus
 from weightless import console, units
 from weightless.options import Settings
@@ -12,12 +13,18 @@ from weightless.options import Settings
 
 def run(settings: Settings, *, json: bool) -> None:
     del settings
-    mounts = sorted(control.statuses(rundir.run_dir()), key=lambda mount: mount.mountpoint)
+    run_dir = rundir.run_dir()
+    mounts = sorted(control.statuses(run_dir), key=lambda mount: mount.mountpoint)
+    unanswered = _unanswered(mounts)
+    for place in unanswered:
+        console.note(
+            f"{place} is mounted, but no process in {run_dir} answers for it: mount there again to serve it, or unmount it"
+        )
     if json:
         console.say(msgspec.json.format(msgspec.json.encode(mounts)).decode())
         return
     if not mounts:
-        console.note("nothing is mounted")
+        console.note("nothing else is mounted" if unanswered else "nothing is mounted")
         return
     drawn = console.table("mountpoint", "reference", "cached", "rate", "reads", "waits", "condition", right=("reads",))
     for mount in mounts:
@@ -31,6 +38,18 @@ def run(settings: Settings, *, json: bool) -> None:
             console.plain(_condition(mount)),
         )
     console.show(drawn)
+
+
+def _unanswered(mounts: list[MountStatus]) -> list[str]:
+    """Where the kernel has mounts of ours that no holder told of: theirs died, or belongs to another user."""
+    entries = [entry for entry in MountTable.read().entries if entry.ours]
+    known = {mount.mountpoint for mount in mounts}
+    answered = {entry.device for entry in entries if str(entry.mountpoint) in known}
+    places: dict[str, str] = {}
+    for entry in entries:
+        if entry.device not in answered:
+            places.setdefault(entry.device, str(entry.mountpoint))
+    return list(places.values())
 
 
 def _cached(mount: MountStatus) -> str:

@@ -56,8 +56,10 @@ def _holder(run_dir: Path, path: Path) -> control.Holder | None:
     """Who holds the mount; None when that process died."""
     for candidate in control.holders(run_dir):
         with contextlib.suppress(Unavailable):
-            if any(mount.mountpoint == str(path) for mount in candidate.statuses()):
-                return candidate
+            for mount in candidate.statuses():
+                # The node plugin's binds are pods' volumes. Those of a mount of a person are that person's.
+                if mount.mountpoint == str(path) or (candidate.name == holder.NODE and str(path) in mount.targets):
+                    return candidate
     return None
 
 
