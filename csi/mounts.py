@@ -18,7 +18,6 @@ from typing import Final, Protocol
 import structlog
 
 from csi.targets import Target
-from fuse import spec
 from fuse.errors import Conflict, MountFailed, NotFound
 from fuse.filesystem.table import View
 from fuse.mounting import device
@@ -75,7 +74,7 @@ class Manager(Protocol):
 
 def identity_of(artifact: ResolvedArtifact) -> str:
     """The name of the mount that shows this artifact: a hash, safe as a file name."""
-    return spec.identity((spec.Part(digest=artifact.digest, view=artifact.view),))
+    return artifact.identity
 
 
 class SharedMounts:

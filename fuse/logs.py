@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -37,6 +38,17 @@ def redact(_logger: object, _name: str, event: MutableMapping[str, Any]) -> Muta
     return event
 
 
+class _Printer(structlog.PrintLogger):
+    """Writes lines as long as somebody takes them: a full disk, or a reader that has gone, must not end the thread that logs."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError, ValueError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = msg
+    fatal = failure = err = error = critical = exception = msg
+
+
 def configure(process: str, level: str = "info") -> None:
     """Sets up logging for this process. `level` is one of `LEVELS`."""
     terminal = sys.stderr.isatty()
@@ -51,7 +63,7 @@ def configure(process: str, level: str = "info") -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Printer(sys.stderr),
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.bind_contextvars(process=process)

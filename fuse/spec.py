@@ -22,8 +22,10 @@ Prefetch = Literal["full", "none"]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One artifact of a mount: the manifest's digest, the directory it appears in, and what of it is shown."""
+    """One artifact of a mount: where it comes from, the manifest's digest, the directory it appears in, what of it is shown."""
 
+    registry: str
+    """Its host. The digest does not stand for it: until a blob is whole, its bytes are what this registry says."""
     digest: str
     directory: str = ""
     view: View = View()
@@ -46,9 +48,14 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     def identity(self) -> str:
         return identity(self.parts)
 
+    @property
+    def registry(self) -> str:
+        """Where all of its blobs come from."""
+        return self.parts[0].registry
+
 
 def identity(parts: tuple[Part, ...]) -> str:
-    """A short name, safe as a file name, of what is shown: equal for equal digests, directories and views."""
+    """A short name, safe as a file name, of what is shown: equal for equal repositories, digests, directories, views."""
     content = msgspec.json.encode(parts)
     return base64.b32encode(hashlib.sha256(content).digest()[:15]).decode().lower()
 
@@ -105,6 +112,13 @@ class Broken(_Message, frozen=True, kw_only=True, tag="broken"):
     fault: Fault
 
 
+class SessionLost(_Message, frozen=True, kw_only=True, tag="session_lost"):
+    """The fetcher has hung up. If it lives, nobody but the worker has seen that: it needs a `NewSession`."""
+
+    session: int
+    """Which: 1 is that of `Start`. A notice that crossed with a newer session says nothing any more."""
+
+
 class Report(_Message, frozen=True, kw_only=True, tag="report"):
     id: int
     reads: int
@@ -124,4 +138,4 @@ class Condition(_Message, frozen=True, kw_only=True, tag="condition"):
     permanent: bool = False
 
 
-FromWorker = Started | Broken | Report | Condition
+FromWorker = Started | Broken | SessionLost | Report | Condition

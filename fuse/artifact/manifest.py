@@ -25,8 +25,10 @@ INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 """What distribution-spec lets a registry refuse, and what containerd reads at most."""
 MAX_LAYERS: Final = 10_000
-MAX_BLOB_BYTES: Final = 1 << 60
-"""An exbibyte: far above any model, far below where sums of sizes leave 63 bits."""
+MAX_BLOB_BYTES: Final = 1 << 42
+"""4 TiB, above any layer of a model. What is claimed costs disk and memory before a byte comes: 8 bytes of index a MiB."""
+MAX_ARTIFACT_BYTES: Final = 1 << 44
+"""16 TiB for all layers: their indexes, which no quota holds back, take 128 MiB then."""
 # What a server answers that does not know what it serves: the document's own word is taken then.
 _VAGUE: Final = frozenset({"", "application/json", "application/octet-stream", "text/plain", "binary/octet-stream"})
 

@@ -1,9 +1,10 @@
 """The blobs on disk: where they lie, how they are made, found again, set aside and removed.
 
-Layout below the root (version 1): `version`; `blobs/<algorithm>/<hex>.<size>.data` and `.index`, the size being what some
-manifest claimed, so that a lie about it harms only its own mount; `quarantine/` with what did not match its digest;
-`objects/` (`fuse.cache.objects`). Files are 0444 in directories of 0700. A pair is there when its index is: that is renamed
-into place last. Whole blobs are removed by unlinking, never by punching holes: a reader that has one open keeps its bytes.
+Layout below the root (version 1): `version`; `blobs/<algorithm>/<hex>.<size>.<scope>.data` and `.index`, the size being what
+some manifest claimed, so that a lie about it harms only its own mount, and the scope standing for the registry that the bytes
+come from, so that they are served to nobody else; `quarantine/` with what did not match its digest; `objects/`
+(`fuse.cache.objects`). Files are 0444 in directories of 0700. A pair is there when its index is: that is renamed into place
+last. Whole blobs are removed by unlinking, never by punching holes: a reader that has one open keeps its bytes.
 
 Written by one process (the fetcher, under its lock). Methods are safe for many threads as long as no two make or remove the
 same blob at once, which the fetcher's engine sees to.
@@ -11,14 +12,16 @@ same blob at once, which the fetcher's engine sees to.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import structlog
 
@@ -33,18 +36,45 @@ VERSION: Final = 1
 _WRITE_BYTES: Final = 128 * 1024
 """At once. Larger writes make file systems take larger folios (ext4: up to 2 MiB), which come from memory that nobody has used
 yet: measured in a virtual machine, 1 MiB a call wrote 0.8 to 1.7 GB/s, 128 KiB 5.3 GB/s."""
+_SCOPE: Final = re.compile(r"[0-9a-f]{32}")
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class BlobKey:
-    """What names a blob in the cache."""
+    """What names a blob in the cache: what it is said to be, and by whom.
+
+    A digest proves nothing of a range before the whole blob is there, and anybody may run a registry that calls any digest its
+    own: it must neither put bytes into others' mounts nor open what others fetched. So the same digest from two registries is two
+    blobs. Within one registry a digest is one: that registry decides who may pull it.
+    """
 
     digest: Digest
     size: int
+    scope: str
+    """`scope_of` the registry that it is fetched from."""
 
     def __str__(self) -> str:
-        return f"{self.digest}.{self.size}"
+        return f"{self.digest}.{self.size}.{self.scope}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError or InvalidArtifact."""
+        digest, size, scope = text.split(".")
+        if not _SCOPE.fullmatch(scope):
+            raise ValueError(f"not the scope of a blob: {scope!r}")
+        return cls(Digest.parse(digest), int(size), scope)
+
+
+def scope_of(registry: str) -> str:
+    """Stands for a registry (its host) in a `BlobKey`. Long enough that nobody finds another one with it."""
+    return hashlib.sha256(registry.encode()).hexdigest()[:32]
+
+
+def paths(root: Path, key: BlobKey) -> tuple[Path, Path]:
+    """Where data and index of a blob lie in the cache directory `root`."""
+    base = root / "blobs" / key.digest.algorithm / str(key).partition(":")[2]
+    return base.with_name(base.name + ".data"), base.with_name(base.name + ".index")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,8 +179,7 @@ class CacheStore:
 
     def paths(self, key: BlobKey) -> tuple[Path, Path]:
         """Where data and index of a blob lie."""
-        base = self._blobs / key.digest.algorithm / f"{key.digest.hex}.{key.size}"
-        return base.with_name(base.name + ".data"), base.with_name(base.name + ".index")
+        return paths(self._root, key)
 
     def open(self, key: BlobKey) -> BlobWriter:
         """The writer of a blob, found or made; what is found damaged is made anew. Raises OSError (ENOSPC …)."""
@@ -210,7 +239,7 @@ class CacheStore:
     def quarantine(self, key: BlobKey) -> None:
         """Sets a blob aside under a name that no reader looks for; it goes first when room is needed."""
         data_path, index_path = self.paths(key)
-        aside = self._quarantine / f"{key.digest.algorithm}-{key.digest.hex}.{key.size}.{time.time_ns()}"
+        aside = self._quarantine / f"{key.digest.algorithm}-{key.digest.hex}.{key.size}.{key.scope}.{time.time_ns()}"
         try:
             data_path.replace(aside)
         except OSError:
@@ -231,9 +260,8 @@ class CacheStore:
             for entry in os.scandir(self._blobs / algorithm):
                 if entry.name.startswith(".") or not entry.name.endswith(".index"):
                     continue
-                hexadecimal, _, size = entry.name.removesuffix(".index").partition(".")
                 with suppress(InvalidArtifact, ValueError):
-                    yield BlobKey(Digest.parse(f"{algorithm}:{hexadecimal}"), int(size))
+                    yield BlobKey.parse(f"{algorithm}:{entry.name.removesuffix('.index')}")
 
     def stored(self, key: BlobKey) -> StoredBlob | None:
         """What is on disk of a blob; None if nothing usable."""
@@ -289,8 +317,7 @@ class CacheStore:
             with suppress(OSError):
                 (self._root / candidate.name).unlink()
             return
-        digest, _, size = candidate.name.rpartition(".")
-        self.remove(BlobKey(Digest.parse(digest), int(size)))
+        self.remove(BlobKey.parse(candidate.name))
 
     def used_bytes(self) -> int:
         """What all blobs take on disk."""

@@ -7,7 +7,9 @@ it, and ends as soon as its last administrator has gone. It keeps nothing that t
 from __future__ import annotations
 
 import argparse
-import encodings.idna  # noqa: F401  (needed by host names; once unprivileged, Python's own files may be out of reach)
+import encodings.idna  # needed by host names; once unprivileged, Python's own files may be out of reach
+import encodings.punycode  # noqa: F401  (as well, for those that are not ASCII, or begin with xn--)
+import errno
 import fcntl
 import gc
 import os
@@ -26,7 +28,7 @@ import structlog
 
 from fuse import logs, wire
 from fuse.cache.store import CacheStore, examine
-from fuse.errors import Conflict, InvalidConfig, InvalidRequest, WeightlessError
+from fuse.errors import Conflict, InvalidConfig, InvalidRequest, NoSpace, WeightlessError
 from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
 from fuse.fetch.privileges import confine, drop, give_directory
@@ -163,7 +165,15 @@ def run(cache_dir: Path, settings: FetcherSettings, lock_fd: int | None) -> None
     try:
         # Threads of ours that are in the interpreter give it up sooner: the default of 5 ms makes convoys behind transfers.
         sys.setswitchinterval(0.0005)
-        process = Process(listener, settings, frozenset({0, starter}))
+        try:
+            process = Process(listener, settings, frozenset({0, starter}))
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise (NoSpace if full else InvalidConfig)(
+                f"the cache cannot be opened: {error}",
+                where=str(cache_dir),
+                fix="free space on its disk, or name another --cache-dir" if full else "",
+            ) from error
         gc.collect()
         gc.freeze()
         try:

@@ -1,7 +1,8 @@
 """Between the queue and the lanes: who sleeps, whom to wake, when to try again.
 
 Owns the engine's one lock. A wake-up cannot be lost: a kick wakes one idle lane that could serve what waits, each lane that
-took a run kicks again before it begins, and a lane for urgent work that finds none passes the word on to the others.
+took a run kicks again before it begins, and a lane for urgent work that finds none passes the word on to the others. Nor can
+a deadline be: while there is one and a lane sleeps, one of those that sleep knows of it.
 Methods whose name ends in `_locked` are called with the lock held; the others take it.
 """
 
@@ -57,6 +58,7 @@ class Dispatcher:
                 if run is not None:
                     run.blob.references += 1
                     self.kick_locked()
+                    self._pass_watch_locked()
                     return run
                 if urgent_only and self._idle_general and self.queue.has_work(urgent_only=False):
                     # Nothing for this lane after all; what is left is for the others.
@@ -80,6 +82,11 @@ class Dispatcher:
             self._urgent.notify()
         elif self._idle_general and self.queue.has_work(urgent_only=False):
             self._general.notify()
+
+    def _pass_watch_locked(self) -> None:
+        """A lane that goes to work may be the only one that knew when something is to be tried again: another one looks."""
+        if self._full_until is not None or self.queue.due() is not None:
+            (self._urgent if self._idle_urgent else self._general).notify()
 
     def finish_locked(self, run: Run[BlobState]) -> None:
         """The lane has left the run; what is missing of it goes back into the queue."""

@@ -106,6 +106,9 @@ class Engine:
                 if grant in blob.grants:
                     blob.grants.remove(grant)
                 blob.refusals.pop(grant, None)
+                if not blob.usable_grants():
+                    # Who is left was refused while there was somebody better: it is asked again, and has the last word.
+                    blob.refusals.clear()
 
     def open_port(self, mount: Mount, sink: Sink) -> Port:
         port = Port(mount, sink)
@@ -276,6 +279,7 @@ class Engine:
             if block < blob.hashed_blocks:
                 blob.hashed_blocks = 0
                 blob.hash_epoch += 1
+                self.on_hashable(blob)  # up to this block, which is waited for there
             self.dispatch.kick_locked()
 
     # ---- lanes ----
@@ -433,6 +437,7 @@ class Engine:
             return
         if self._blobs.get(blob.key) is blob:
             del self._blobs[blob.key]
+        self._queue.release(blob)  # a hold without a grant would never end
         if blob.writer is not None:
             blob.writer.close()
             blob.writer = None

@@ -55,10 +55,15 @@ class Attach(_Message, frozen=True, kw_only=True, tag="attach"):
 
     id: int
     mount: str
+    registry: str
+    """The host of the references that the table was made of: blobs are shared by mounts from one registry, and with no others."""
 
 
 class Grant(_Message, frozen=True, kw_only=True, tag="grant"):
-    """The blobs of `mount` may be fetched from `reference`'s repository with `access`; `grant` names this for `Revoke`."""
+    """The blobs of `mount` may be fetched with `access`; `grant` names this for `Revoke`.
+
+    The registry of `reference` must be the one that the mount was attached with (else Conflict).
+    """
 
     id: int
     mount: str

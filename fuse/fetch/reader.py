@@ -15,7 +15,7 @@ from fuse import wire
 from fuse.artifact.digest import Digest
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES, block_length, blocks_of
-from fuse.cache.store import BlobKey
+from fuse.cache.store import BlobKey, scope_of
 from fuse.errors import Cancelled, Unavailable, WeightlessError, from_fault
 from fuse.fetch import protocol
 from fuse.fetch.blobs import Source
@@ -66,8 +66,10 @@ class _Answers:
 class EngineReader:
     """Reads blobs with the credentials of one resolve. Pins what it reads until `close`."""
 
-    def __init__(self, engine: Engine, source: Source, cancel: threading.Event) -> None:
+    def __init__(self, engine: Engine, source: Source, registry: str, cancel: threading.Event) -> None:
+        """`registry`: the host that `source` reads from."""
         self._engine = engine
+        self._scope = scope_of(registry)
         self._source = source
         self._cancel = cancel
         self._condition = threading.Condition()
@@ -86,7 +88,7 @@ class EngineReader:
         first, count = blocks_of(offset, length)
         if not count:
             return b""
-        port, answers = self._opened(BlobKey(digest, size))
+        port, answers = self._opened(BlobKey(digest, size, self._scope))
         content = b"".join(self._block(port, answers, size, block) for block in range(first, first + count))
         start = offset - first * BLOCK_BYTES
         return content[start : start + length]

@@ -27,7 +27,7 @@ from fuse.artifact.choice import MAX_DEPTH, choose, node_architecture
 from fuse.artifact.digest import Digest
 from fuse.artifact.entries import MAX_ENTRIES, Entry
 from fuse.artifact.layers import entries
-from fuse.artifact.manifest import Descriptor, Index, Manifest, parse
+from fuse.artifact.manifest import MAX_ARTIFACT_BYTES, Descriptor, Index, Manifest, parse
 from fuse.artifact.metadata import MAX_CONFIG_BYTES, created
 from fuse.artifact.naming import clean_path
 from fuse.artifact.offsets import RULES as OFFSET_RULES
@@ -87,7 +87,9 @@ def resolve(
     try:
         return run.resolve(view, directory)
     except (InvalidArtifact, NotAModel, Corrupt) as error:
-        where = f"{reference}, {error.where}" if error.where else str(reference)
+        # The registry's errors say the reference themselves.
+        named = not error.where or error.where.startswith(str(reference))
+        where = (error.where or str(reference)) if named else f"{reference}, {error.where}"
         raise type(error)(error.what, where=where, fix=error.fix) from error
 
 
@@ -155,7 +157,7 @@ class _Resolving:
         return self._by_digest(descriptor.digest, size=descriptor.size, prove=prove)
 
     def _by_digest(self, digest: Digest, *, size: int | None = None, prove: bool = True) -> Manifest | Index:
-        known = self._objects.get(MANIFESTS, _object_key(digest))
+        known = self._objects.get(MANIFESTS, self._manifest_key(digest))
         media_type = ""
         if known is not None and digest.matches(known):
             if prove and digest not in self._proven:
@@ -175,7 +177,7 @@ class _Resolving:
         if not digest.matches(content):
             raise Corrupt("the manifest does not match its digest", where=f"manifest {digest}")
         parsed = parse(content, content_type=media_type, digest=digest)
-        key = _object_key(digest)
+        key = self._manifest_key(digest)
         if self._objects.get(MANIFESTS, key) != content:
             self._objects.put(MANIFESTS, key, content)
         return parsed
@@ -234,6 +236,10 @@ class _Resolving:
             )
         return self._repository.small_blob(config.digest, config.size, limit=MAX_CONFIG_BYTES, cancel=self._cancel)
 
+    def _manifest_key(self, digest: Digest) -> str:
+        # By repository: otherwise whoever runs a registry that grants leave for every digest could read a stranger's manifest.
+        return f"{_object_key(digest)}-{fingerprint(self._reference.name)}"
+
     def _table_key(self, manifest: Manifest, view: View, directory: str) -> str:
         rest = msgspec.json.encode((view, directory, self._reference.name)).decode()
         return f"{_object_key(manifest.digest)}-{fingerprint(rest)}-{RULES}-{OFFSET_RULES}"
@@ -262,6 +268,8 @@ def _check_sizes(manifest: Manifest) -> None:
                 f"two sizes are said of one layer, {sizes[layer.digest]} and {layer.size}",
                 where=f"layer {layer.digest}",
             )
+    if sum(sizes.values()) > MAX_ARTIFACT_BYTES:
+        raise InvalidArtifact(f"its layers claim {sum(sizes.values())} bytes, more than {MAX_ARTIFACT_BYTES}")
 
 
 def _decoded(encoded: bytes | None) -> Table | None:

@@ -18,8 +18,8 @@ import structlog
 from fuse import wire
 from fuse.artifact.digest import Digest
 from fuse.artifact.reference import Reference
-from fuse.cache.store import BlobKey
-from fuse.errors import Cancelled, Conflict, InvalidArtifact, InvalidRequest, NotFound, WeightlessError
+from fuse.cache.store import BlobKey, scope_of
+from fuse.errors import Cancelled, Conflict, InvalidArtifact, InvalidRequest, NotFound, Unavailable, WeightlessError
 from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
 from fuse.fetch.inventory import Inventory
@@ -41,6 +41,7 @@ _log = structlog.get_logger(__name__)
 @dataclass(slots=True)
 class _Attached:
     mount: Mount
+    registry: str
     session: Session | None
 
 
@@ -112,8 +113,7 @@ class Connection(threading.Thread):
             case protocol.Attach():
                 self._attach(message, fds)
             case protocol.Grant():
-                source = self._repository(Reference.parse(message.reference), message.access)
-                self._engine.grant(self._mount(message.mount).mount, message.grant, source)
+                self._grant(message)
             case protocol.Revoke():
                 self._engine.revoke(self._mount(message.mount).mount, message.grant)
             case protocol.Detach():
@@ -147,6 +147,14 @@ class Connection(threading.Thread):
         except KeyError:
             raise NotFound("nothing is attached under this name", where=name) from None
 
+    def _grant(self, message: protocol.Grant) -> None:
+        attached = self._mount(message.mount)
+        reference = Reference.parse(message.reference)
+        if reference.host != attached.registry:
+            # What one registry sends, nobody but its own users may see: it is unproven until the whole blob is there.
+            raise Conflict(f"the mount's blobs come from {attached.registry}", where=str(reference))
+        self._engine.grant(attached.mount, message.grant, self._repository(reference, message.access))
+
     def _attach(self, message: protocol.Attach, fds: list[int]) -> None:
         if len(fds) != 2:
             raise InvalidRequest(f"attach comes with 2 descriptors, not {len(fds)}", where=message.mount)
@@ -155,13 +163,16 @@ class Connection(threading.Thread):
         except (OSError, ValueError) as error:
             raise InvalidArtifact(f"the inode table cannot be read: {error}", where=message.mount) from error
         table = inode_table.decode(content)
-        keys = [BlobKey(Digest.parse(blob.digest), blob.size) for blob in table.blobs]
+        scope = scope_of(message.registry)
+        keys = [BlobKey(Digest.parse(blob.digest), blob.size, scope) for blob in table.blobs]
         attached = self._mounts.get(message.mount)
         if attached is not None and [blob.key for blob in attached.mount.blobs] != keys:
-            raise Conflict("another table is attached under this name", where=message.mount, fix="detach it first")
+            raise Conflict(
+                "another table or registry is attached under this name", where=message.mount, fix="detach it first"
+            )
         sock = socket.socket(fileno=fds.pop(0))
         if attached is None:
-            attached = _Attached(self._engine.attach(message.mount, keys), None)
+            attached = _Attached(self._engine.attach(message.mount, keys), message.registry, None)
             self._mounts[message.mount] = attached
         elif attached.session is not None:
             attached.session.close()  # a new worker takes the place of the old one
@@ -181,7 +192,7 @@ class Connection(threading.Thread):
         cancel = threading.Event()
         with self._lock:
             if len(self._long) >= _MOST_LONG_REQUESTS:
-                raise InvalidRequest(f"{_MOST_LONG_REQUESTS} requests are under way already", fix="try again later")
+                raise Unavailable(f"{_MOST_LONG_REQUESTS} requests are under way already", fix="try again later")
             if message.id in self._long:
                 raise InvalidRequest(f"request {message.id} is under way already")
             self._long[message.id] = cancel
@@ -221,7 +232,7 @@ class Connection(threading.Thread):
     def _resolve(self, message: protocol.Resolve, cancel: threading.Event) -> None:
         reference = Reference.parse(message.reference)
         repository = self._repository(reference, message.access)
-        with EngineReader(self._engine, repository, cancel) as reader:
+        with EngineReader(self._engine, repository, reference.host, cancel) as reader:
             found = resolve(reference, repository, self._engine.store.objects, reader, message.view, cancel=cancel)
         if cancel.is_set():
             raise Cancelled("given up", where=message.reference)

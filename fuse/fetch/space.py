@@ -70,7 +70,11 @@ class Space:
         return shortage(self._limits, disk, used_bytes=self._used_bytes, wanted_bytes=wanted)
 
     def _evict(self, shortage_bytes: int) -> bool:
-        candidates = self._store.candidates(self._pinned())
+        try:
+            candidates = self._store.candidates(self._pinned())
+        except OSError as error:
+            _log.warning("cache_not_listed", error=str(error))
+            return False
         # What is written through delayed allocation shows up late in the files' own numbers: the larger count is right.
         chosen = victims(candidates, shortage_bytes)
         for candidate in chosen:

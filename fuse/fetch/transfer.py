@@ -65,12 +65,14 @@ class _Lane(threading.Thread):
         if grant is None:
             engine.temporary(run, None, _no_grant(), self._last_byte)
             return
-        engine.prepare(blob, make=True)
-        reserved = self._reserve(run)
-        if reserved is None:
-            return
-        cached_before = blob.bytes_cached
+        reserved: int | None = None
+        cached_before = 0
         try:
+            engine.prepare(blob, make=True)
+            reserved = self._reserve(run)
+            if reserved is None:
+                return
+            cached_before = blob.bytes_cached
             self._request(run, grant, lend=not reserved)
         except WeightlessError as error:
             if error.temporary:
@@ -78,7 +80,7 @@ class _Lane(threading.Thread):
             else:
                 engine.permanent(run, grant, error)
         except Exception as error:  # noqa: BLE001  (the edge of a thread)
-            # A mistake of ours must neither end the lane nor leave a reader waiting without a retry.
+            # A disk that cannot be asked, or a mistake of ours: neither may end the lane, nor leave a reader without a retry.
             _log.exception("transfer_broken", digest=str(blob.digest))
             engine.temporary(run, grant, Unavailable(f"internal error: {error}"), self._last_byte)
         finally:

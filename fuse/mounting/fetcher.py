@@ -32,6 +32,9 @@ from fuse.registry.access import Access
 
 PROGRAM: Final = ("-P", "-m", "fuse.fetch")
 UNPRIVILEGED_ID: Final = 65534
+WORKER_ID: Final = 65533
+"""What workers become. Not the fetcher's: the owner of a file can write it, whatever its mode, by a descriptor that only reads,
+and may send signals to the fetcher."""
 _START_LIMIT_S: Final = 30.0
 _POLL_S: Final = 0.02
 _END_GRACE_S: Final = 0.5

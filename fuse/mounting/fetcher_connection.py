@@ -7,6 +7,8 @@ true.
 from __future__ import annotations
 
 import itertools
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from fuse import wire
-from fuse.errors import Cancelled, InvalidRequest, NotFound, Unavailable, from_fault
+from fuse.errors import Cancelled, InvalidConfig, InvalidRequest, NotFound, Unavailable, from_fault
 from fuse.fetch import protocol
 from fuse.filesystem.table import MAX_TABLE_BYTES, View
 from fuse.registry.access import Access
@@ -23,6 +25,8 @@ _CANCEL_STEP_S: Final = 0.05
 _CANCEL_LIMIT_S: Final = 2.0
 _ANSWER_LIMIT_S: Final = 30.0
 """For requests that need no network."""
+_FAREWELL_LIMIT_S: Final = 3.0
+"""For what is taken back: it is done as soon as the fetcher reads it, and who unmounts does not wait for one that hangs."""
 
 
 _AnswerT = TypeVar("_AnswerT", bound=protocol.Answer)
@@ -39,7 +43,8 @@ class Connection:
     """An open connection; ready to ask."""
 
     def __init__(self, path: Path, *, on_gone: Callable[[Connection], None]) -> None:
-        """Raises OSError or Unavailable when no fetcher answers there, InvalidRequest when it speaks another version."""
+        """Raises OSError or Unavailable when no fetcher answers there, InvalidRequest when it speaks another version, and
+        InvalidConfig when another user listens there."""
         self.path = path
         self._on_gone = on_gone
         self._ids = itertools.count(1)
@@ -47,7 +52,7 @@ class Connection:
         self._lock = threading.Lock()
         self._gone = False
         self._greeted = False
-        self._channel: wire.Channel[protocol.Answer] = wire.Channel(wire.connect(path), protocol.Answer)
+        self._channel: wire.Channel[protocol.Answer] = wire.Channel(_connected(path), protocol.Answer)
         self._reader = threading.Thread(target=self._read, name="fetcher", daemon=True)
         self._reader.start()
         try:
@@ -60,19 +65,19 @@ class Connection:
     def gone(self) -> bool:
         return self._gone
 
-    def attach(self, mount: str, session: int, table: int) -> None:
-        self.ask(lambda number: protocol.Attach(id=number, mount=mount), (session, table))
+    def attach(self, mount: str, registry: str, session: int, table: int) -> None:
+        self.ask(lambda number: protocol.Attach(id=number, mount=mount, registry=registry), (session, table))
 
     def grant(self, mount: str, grant: str, reference: str, access: Access) -> None:
         self.ask(lambda number: protocol.Grant(id=number, mount=mount, grant=grant, reference=reference, access=access))
 
     def revoke(self, mount: str, grant: str) -> None:
-        self.ask(lambda number: protocol.Revoke(id=number, mount=mount, grant=grant))
+        self.ask(lambda number: protocol.Revoke(id=number, mount=mount, grant=grant), limit_s=_FAREWELL_LIMIT_S)
 
     def detach(self, mount: str) -> None:
         """Detaching what is not attached is no error."""
         try:
-            self.ask(lambda number: protocol.Detach(id=number, mount=mount))
+            self.ask(lambda number: protocol.Detach(id=number, mount=mount), limit_s=_FAREWELL_LIMIT_S)
         except NotFound:
             return
 
@@ -224,3 +229,18 @@ def _only(answers: list[protocol.Answer], kind: type[_AnswerT]) -> _AnswerT:
     if not isinstance(answer, kind):
         raise Unavailable(f"the fetcher answered with {type(answer).__name__} where {kind.__name__} was expected")
     return answer
+
+
+def _connected(path: Path) -> socket.socket:
+    """A socket whose other end began to listen as this user, or as root: it will be told credentials.
+
+    The fetcher listens before it becomes nobody. Whoever else can write the cache directory could listen there in its place.
+    """
+    sock = wire.connect(path)
+    uid = wire.peer_uid(sock)
+    if uid not in (0, os.geteuid()):
+        sock.close()
+        raise InvalidConfig(
+            f"the fetcher there is user {uid}'s", where=str(path.parent), fix="name another cache directory"
+        )
+    return sock

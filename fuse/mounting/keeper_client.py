@@ -93,7 +93,9 @@ class KeeperClient:
     def close(self, *, wait: bool = False) -> None:
         """Closes the connection; with `wait` returns when the keeper has ended, as it does if it holds nothing for anyone."""
         self._sock.close()
-        if wait:
+        if wait and self._child is not None:
+            self._child.wait(_LIMIT_S)  # which reaps it
+        elif wait:
             process.wait_for_pid(self.pid, _LIMIT_S)
 
     def _ask(self, message: dict[str, str], fds: Sequence[int] = ()) -> tuple[dict[str, object], list[int]]:

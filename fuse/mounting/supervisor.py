@@ -1,7 +1,7 @@
 """What keeps a mount served: its worker, its session with the fetcher, and their replacement when one of them dies.
 
-A mount's lock is held by the caller wherever a mount is passed in, but in `repair_soon` and `fetcher_is_back`, which take it
-themselves, on threads of their own.
+A mount's lock is held by the caller wherever a mount is passed in, but where it is repaired or attached again: that takes the
+lock itself, on threads of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import structlog
 from fuse import spec, wire
 from fuse.errors import MountFailed, Unavailable, WeightlessError
 from fuse.mounting import device
-from fuse.mounting.fetcher import UNPRIVILEGED_ID, FetcherClient
+from fuse.mounting.fetcher import WORKER_ID, FetcherClient
 from fuse.mounting.fetcher_connection import Connection
 from fuse.mounting.keeping import Keeping
 from fuse.mounting.mount import Mount
@@ -30,6 +30,8 @@ from fuse.mounting.worker import Worker
 
 _FETCHER_TRIES: Final = 3
 _STARTS_AT_A_TIME: Final = 4
+_SESSION_PAUSE_S: Final = 1.0
+"""Before a fetcher that lives is asked for another session: if it died, that is known by then; if not, it is not flooded."""
 
 _log = structlog.get_logger()
 _Result = TypeVar("_Result")
@@ -59,8 +61,8 @@ class Supervisor:
         # When memory ran out for all workers at once, starting all of their successors at once would end the same way.
         self._starts = threading.Semaphore(_STARTS_AT_A_TIME)
         root = os.geteuid() == 0
-        self._uid = (UNPRIVILEGED_ID if settings.uid is None else settings.uid) if root else None
-        self._gid = (UNPRIVILEGED_ID if settings.gid is None else settings.gid) if root else None
+        self._uid = (WORKER_ID if settings.uid is None else settings.uid) if root else None
+        self._gid = (WORKER_ID if settings.gid is None else settings.gid) if root else None
 
     # ---- the fetcher's side ----
 
@@ -109,6 +111,7 @@ class Supervisor:
                 self._watch,
                 log_level=self._settings.log_level,
                 on_end=lambda ended: self._worker_ended(mount, ended),
+                on_session_lost=lambda worker, session: self._session_lost(mount, worker, session),
             )
             mount.worker = worker
             try:
@@ -144,7 +147,7 @@ class Supervisor:
             mount.repairing = True
             thread = threading.Thread(target=self._repair, args=(mount,), name=f"repair-{mount.id}", daemon=True)
             self._repairs.add(thread)
-        thread.start()
+            thread.start()  # with the lock: whoever joins it finds it started
 
     def stop_repairs(self) -> None:
         """No repair runs, or begins, after this. Workers that are just being started are killed."""
@@ -228,8 +231,50 @@ class Supervisor:
                 except (WeightlessError, OSError) as error:
                     mount.note(error if isinstance(error, WeightlessError) else Unavailable(str(error)))
                     _log.warning("mount_not_attached", mount=mount.id, error=error)
+                    if mount.worker is not None:
+                        self._attach_soon(mount, connection, mount.worker, mount.worker.sessions)
                 else:
                     _log.info("mount_attached_again", mount=mount.id)
+
+    def _session_lost(self, mount: Mount, worker: Worker, session: int) -> None:
+        """On the watch thread. A fetcher that died is seen by its connection; one that lives may have refused the session."""
+        connection = mount.attached_to
+        if connection is not None:
+            self._attach_soon(mount, connection, worker, session)
+
+    def _attach_soon(self, mount: Mount, connection: Connection, worker: Worker, session: int) -> None:
+        """Gives `worker` another session in place of `session`, on a thread of its own, and does not give up."""
+        with self._lock:
+            if self._closing.is_set():
+                return
+            thread = threading.Thread(
+                target=self._attach_until_done,
+                args=(mount, connection, worker, session),
+                name=f"attach-{mount.id}",
+                daemon=True,
+            )
+            self._repairs.add(thread)
+            thread.start()
+
+    def _attach_until_done(self, mount: Mount, connection: Connection, worker: Worker, session: int) -> None:
+        try:
+            while not self._closing.wait(_SESSION_PAUSE_S):
+                with mount.lock:
+                    if not mount.live or mount.worker is not worker or connection.gone:
+                        return  # over, or whoever replaces the worker or the fetcher brings a session
+                    if mount.attached_to not in (None, connection) or worker.sessions != session:
+                        return  # it has another session already
+                    try:
+                        self._attach_again(mount, connection)
+                    except (WeightlessError, OSError) as error:
+                        mount.note(error if isinstance(error, WeightlessError) else Unavailable(str(error)))
+                        _log.warning("mount_not_attached", mount=mount.id, error=error)
+                    else:
+                        _log.info("mount_attached_again", mount=mount.id)
+                        return
+        finally:
+            with self._lock:
+                self._repairs.discard(threading.current_thread())
 
     def _attach_again(self, mount: Mount, connection: Connection) -> None:
         with self._attach_to(mount, connection) as session:
@@ -246,7 +291,7 @@ class Supervisor:
         ours, theirs = wire.pair()
         try:
             with theirs:
-                connection.attach(mount.id, theirs.fileno(), mount.table_fd)
+                connection.attach(mount.id, mount.spec.registry, theirs.fileno(), mount.table_fd)
             for name, use in () if known else mount.uses.items():
                 connection.grant(mount.id, name, use.reference, use.access)
         except BaseException:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuse import spec
+from fuse.artifact.reference import Reference
 from fuse.filesystem.table import View
 from fuse.mounting.fetcher import FetcherSettings
 
@@ -20,7 +21,7 @@ class HolderSettings:
     use_keeper: bool = True
     """Whether mounts outlive this process: yes for a node plugin. Without, they end with it."""
     uid: int | None = None
-    """What workers and the fetcher become when this is root; None means nobody (65534)."""
+    """What workers and the fetcher become when this is root; None means one user each (65533, 65534), which is safer."""
     gid: int | None = None
     quota_bytes: int | None = None
     free_space_fraction: float | None = None
@@ -63,7 +64,8 @@ class ResolvedArtifact:
 
     @property
     def parts(self) -> tuple[spec.Part, ...]:
-        return (spec.Part(digest=self.digest, view=self.view),)
+        registry = Reference.parse(self.reference).host
+        return (spec.Part(registry=registry, digest=self.digest, view=self.view),)
 
     @property
     def identity(self) -> str:

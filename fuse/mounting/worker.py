@@ -33,9 +33,18 @@ _log = structlog.get_logger()
 class Worker:
     """A started process; it serves once `wait_started` has returned."""
 
-    def __init__(self, watcher: watch.Watch, *, log_level: str, on_end: Callable[[Worker], None]) -> None:
+    def __init__(
+        self,
+        watcher: watch.Watch,
+        *,
+        log_level: str,
+        on_end: Callable[[Worker], None],
+        on_session_lost: Callable[[Worker, int], None] = lambda _worker, _session: None,
+    ) -> None:
+        """Both are called on the watch thread."""
         self._watch = watcher
         self._on_end = on_end
+        self._on_session_lost = on_session_lost
         ours, theirs = wire.pair()
         ours.settimeout(_SEND_LIMIT_S)
         self._control: wire.Channel[spec.FromWorker] = wire.Channel(ours, spec.FromWorker)
@@ -48,6 +57,8 @@ class Worker:
         self._ids = itertools.count(1)
         self._asked: int | None = None
         self._reported = threading.Event()
+        self.sessions = 1
+        """How many sessions with the fetcher it was given."""
         self.report: spec.Report | None = None
         """What it said last."""
         self.condition: spec.Condition | None = None
@@ -95,6 +106,7 @@ class Worker:
         raise MountFailed(f"the worker {self._child.fate} before it served{self._said()}")
 
     def new_session(self, session: int) -> None:
+        self.sessions += 1
         self._send(spec.NewSession(), (session,))
 
     def set_prefetch(self, prefetch: spec.Prefetch) -> None:
@@ -161,6 +173,8 @@ class Worker:
             case spec.Broken():
                 self._trouble = from_fault(message.fault)
                 self._settled.set()
+            case spec.SessionLost(session=session):
+                self._on_session_lost(self, session)
             case spec.Report():
                 self.report = message
                 self._asked = None

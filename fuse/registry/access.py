@@ -44,7 +44,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     capabilities: tuple[Capability, ...] = ("pull", "resolve")
     origin: bool = False
     named: bool = False
-    """The administrator named this host (hosts.toml, --plain-http): the address rules do not apply to it."""
+    """The administrator named this host (hosts.toml): the address rules do not apply to it."""
     namespace: str = ""
     """The registry that a mirror stands for: sent as `?ns=`; empty at the origin."""
     ca_pems: tuple[str, ...] = ()

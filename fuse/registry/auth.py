@@ -159,7 +159,7 @@ class Authorizer:
             raise Unauthenticated(error.what, where=error.where, fix="check the registry's token service")
         try:
             return msgspec.json.decode(reply.read(_MAX_TOKEN_ANSWER_BYTES), type=_TokenAnswer, strict=False)
-        except (TooLarge, msgspec.DecodeError):
+        except (TooLarge, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise Unavailable("the token service's answer is not a token", where=route.authority) from None
         finally:
             reply.close()

@@ -36,7 +36,9 @@ def load_access(
     """How the registry `host` (of a reference) may be reached: the mirrors of its hosts.toml in order, the origin last.
 
     `credential` is asked for each endpoint's own host, so a mirror never gets what is meant for the registry. `plain_http`
-    is the administrator's word that the registry has no TLS, for registries without a hosts.toml. Raises InvalidConfig.
+    is the administrator's word that registries without a hosts.toml have no TLS. It names none of them: they may lie on this
+    machine, but not where only a named host may (link-local, the metadata services of clouds), for whoever writes a reference
+    chooses the host. Raises InvalidConfig.
     """
     directory = _directory(certs_dir, host) if certs_dir is not None else None
     endpoints: tuple[Endpoint, ...]
@@ -44,10 +46,11 @@ def load_access(
         endpoints = (_default_origin(host, plain_http=plain_http),)
     elif (directory / "hosts.toml").is_file():
         endpoints = _File(directory / "hosts.toml", host).endpoints()
+        plain_http = False  # the file says it
     else:
         endpoints = (_with_docker_certificates(_default_origin(host, plain_http=plain_http), directory),)
     with_credentials = tuple(_with_credential(endpoint, host, credential) for endpoint in endpoints)
-    return Access(registry=host, endpoints=with_credentials, local_allowed=local_allowed)
+    return Access(registry=host, endpoints=with_credentials, local_allowed=local_allowed or plain_http)
 
 
 def _directory(certs_dir: Path, host: str) -> Path | None:
@@ -65,7 +68,7 @@ def _default_origin(host: str, *, plain_http: bool) -> Endpoint:
         return Endpoint(url=f"https://{DOCKER_HUB_HOST}/v2", capabilities=_ALL, origin=True)
     # As containerd and docker: what listens on this machine itself needs no TLS.
     scheme = "http" if plain_http or urlsplit(f"//{host}").hostname in _LOCAL else "https"
-    return Endpoint(url=f"{scheme}://{host}/v2", capabilities=_ALL, origin=True, named=plain_http)
+    return Endpoint(url=f"{scheme}://{host}/v2", capabilities=_ALL, origin=True)
 
 
 def _with_credential(endpoint: Endpoint, registry: str, credential: _Credentials) -> Endpoint:

@@ -82,7 +82,7 @@ def explanation(reply: Reply, secrets: Sequence[str] = ()) -> str:
     try:
         body = reply.read(MAX_ERROR_BYTES)
         problems = msgspec.json.decode(body, type=_Problems).errors
-    except (TooLarge, Unavailable, msgspec.DecodeError):
+    except (TooLarge, Unavailable, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     if not problems:
         return ""

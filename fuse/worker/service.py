@@ -63,7 +63,7 @@ class Worker:
         with trio.socket.from_stdlib_socket(self._control) as control:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await nursery.start(self._fetch_always, self._first_session)
+                await nursery.start(self._fetch_always, control, self._first_session)
                 async with self._session.serving():
                     await self._send(control, spec.Started(reply=self._session.reply))
                     nursery.start_soon(self._listen, control)
@@ -84,14 +84,20 @@ class Worker:
     # ---- the fetcher ----
 
     async def _fetch_always(
-        self, first: socket.socket, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        control: trio.socket.SocketType,
+        first: socket.socket,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         self._sockets, sockets = trio.open_memory_channel[socket.socket](1)
         self._sockets.send_nowait(first)
         task_status.started()
+        number = 0
         async for sock in sockets:
+            number += 1
             with trio.CancelScope() as self._current_session:
                 await self._fetch.run(sock)
+                await self._send(control, spec.SessionLost(session=number))
 
     async def _replace_session(self, fds: list[int]) -> None:
         sock = socket.socket(fileno=fds.pop(0))

@@ -1,7 +1,8 @@
 """A fetcher for tests of the mounting side: the whole administration protocol, one invented artifact, and faults on request.
 
 A program, started as the real one is. What it is asked for decides what goes wrong: a reference with the tag `missing` is not
-found, with `slow` it is resolved when cancelled only; a grant named `refused` is refused, one named `fatal` kills the fetcher.
+found, with `slow` it is resolved when cancelled only; a grant named `refused` is refused, one named `fatal` kills the fetcher,
+one named `hang_up` ends the mount's session.
 Every request is written to `requests.log` in the cache directory: operation, mount, grant.
 """
 
@@ -92,6 +93,11 @@ class Server:
                 raise Forbidden("may not", where=reference)
             case protocol.Grant(grant="fatal"):
                 os._exit(9)
+            case protocol.Grant(grant="hang_up", mount=mount):
+                session = self.fakes[mount]._channel
+                assert session is not None
+                session.hang_up()
+                channel.send(protocol.Done(id=request.id))
             case protocol.Progress(mount=mount):
                 channel.send(
                     protocol.MountProgress(

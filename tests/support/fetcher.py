@@ -144,11 +144,12 @@ class Admin:
             found += answer.blobs
         return found
 
-    def attach(self, mount: str, blobs: Sequence[tuple[Digest, int]]) -> Worker:
+    def attach(self, mount: str, blobs: Sequence[tuple[Digest, int]], url: str = "http://127.0.0.1:5000") -> Worker:
+        """`url`: the registry that the blobs come from, and that `grant` must name."""
         ours, theirs = wire.pair()
         table = wire.sealed_memfd("table", encode(table_of(blobs)))
         try:
-            self.ask(protocol.Attach, (theirs.fileno(), table), mount=mount)
+            self.ask(protocol.Attach, (theirs.fileno(), table), mount=mount, registry=url.split("://")[1])
         except BaseException:
             ours.close()
             raise

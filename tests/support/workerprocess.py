@@ -69,7 +69,7 @@ class MountedWorker:
         self.conditions: list[spec.Condition] = []
         self.encoded = table.encode(content)
         self._spec = spec.MountSpec(
-            parts=(spec.Part(digest=content.artifacts[0].digest),),
+            parts=(spec.Part(registry="registry.example", digest=content.artifacts[0].digest),),
             table=table.identity(self.encoded),
             reference="registry.example/model@sha256:0",
             prefetch=prefetch,

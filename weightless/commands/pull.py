@@ -12,10 +12,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from fuse import wire
-from fuse.errors import Unavailable, WeightlessError, from_fault
+from fuse.artifact.reference import Reference
+from fuse.errors import NoSpace, Unavailable, WeightlessError, from_fault
 from fuse.fetch import protocol
 from fuse.filesystem.table import Table, decode
 from fuse.mounting.fetcher_connection import Connection
@@ -44,9 +46,9 @@ def run(settings: Settings, reference: str, *, exclude: tuple[str, ...], exclude
             for last_try in (False,) * _RESTARTS + (True,):
                 connection = client.connection()
                 try:
-                    with _session(connection, content) as session:
+                    with _session(connection, resolved.reference, content) as session:
                         connection.grant(session.mount, _GRANT, resolved.reference, access)
-                        fetched = _fetch(session, table, drawn)
+                        fetched = _fetch(session, table, drawn, settings.cache_dir)
                     break
                 except Unavailable:
                     if last_try or not connection.gone:
@@ -82,11 +84,11 @@ class _Session:
 
 
 @contextlib.contextmanager
-def _session(connection: Connection, content: bytes) -> Iterator[_Session]:
+def _session(connection: Connection, reference: str, content: bytes) -> Iterator[_Session]:
     ours, theirs = wire.pair()
     mount = f"pull-{os.getpid()}-{os.urandom(4).hex()}"
     with ours:
-        _attach(connection, mount, theirs, content)
+        _attach(connection, mount, Reference.parse(reference).host, theirs, content)
         session = _Session(connection, mount, wire.Channel(ours, protocol.ToWorker))
         listener = threading.Thread(target=session.listen, name="session", daemon=True)
         listener.start()
@@ -99,17 +101,17 @@ def _session(connection: Connection, content: bytes) -> Iterator[_Session]:
                 connection.detach(mount)
 
 
-def _attach(connection: Connection, mount: str, theirs: socket.socket, content: bytes) -> None:
+def _attach(connection: Connection, mount: str, registry: str, theirs: socket.socket, content: bytes) -> None:
     """The fetcher has its own copies of both descriptors afterwards."""
     with theirs:
         table = wire.sealed_memfd("table", content)
         try:
-            connection.attach(mount, theirs.fileno(), table)
+            connection.attach(mount, registry, theirs.fileno(), table)
         finally:
             os.close(table)
 
 
-def _fetch(session: _Session, table: Table, drawn: Meter) -> int:
+def _fetch(session: _Session, table: Table, drawn: Meter, cache_dir: Path) -> int:
     """Asks for everything and waits for it; returns the bytes that came from registries. Raises what cannot heal."""
     connection, mount = session.connection, session.mount
     before = connection.progress(mount).bytes_fetched
@@ -123,6 +125,14 @@ def _fetch(session: _Session, table: Table, drawn: Meter) -> int:
         fault = progress.failed_by or (session.failure.fault if session.failure else None)
         if fault is not None:
             raise from_fault(fault)
+        if progress.stalled_by is not None and progress.stalled_by.kind == NoSpace.kind:
+            # A mount reads on without the cache; a pull would wait for room that it takes up itself.
+            raise NoSpace(
+                f"the cache is full and everything in it is in use: {units.size(progress.bytes_cached)} of "
+                f"{units.size(progress.bytes_total)} are there",
+                where=str(cache_dir),
+                fix=progress.stalled_by.fix,
+            )
         drawn.show(progress)
         if progress.bytes_cached >= progress.bytes_total and progress.verified_blobs >= len(table.blobs):
             return progress.bytes_fetched - before

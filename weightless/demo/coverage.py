@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fuse.artifact.digest import Digest
 from fuse.cache.index import IndexReader, block_count
+from fuse.cache.store import BlobKey, paths
 
 
-def blocks_present(cache_dir: Path, digest: Digest, size: int) -> list[bool]:
+def blocks_present(cache_dir: Path, key: BlobKey) -> list[bool]:
     """One entry a block; nothing is there of a blob that the cache does not know."""
-    # Named as `fuse.cache.store` says; opening the store itself would be the writer's right.
-    path = cache_dir / "blobs" / digest.algorithm / f"{digest.hex}.{size}.index"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # Opening the store itself would be the writer's right.
+        fd = os.open(paths(cache_dir, key)[1], os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return [False] * block_count(size)
+        return [False] * block_count(key.size)
     try:
         index = IndexReader(fd)
     finally:

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from fuse.cache.store import BlobKey, scope_of
 from fuse.errors import WeightlessError
 from fuse.mounting.mountinfo import MountTable
 from weightless import units
@@ -113,7 +114,7 @@ def _read(
     _must_be_equal(expected[_TENSOR], tensor["sum"], _TENSOR)
     fetched = registry.statistics().bytes_sent
     story.line(f"{units.size(fetched)} of {units.size(packed.size)} fetched ({fetched / packed.size:.1%})")
-    _draw(story, plugin, packed)
+    _draw(story, plugin, registry, packed)
 
     with story.step("Load the whole model") as step:
         loaded = pod.load(weights)
@@ -122,7 +123,7 @@ def _read(
     for name, got in pod.sums(weights).items():
         _must_be_equal(expected[name], got, name)
     story.line("every tensor equals the original")
-    _draw(story, plugin, packed)
+    _draw(story, plugin, registry, packed)
     with story.step("Load it once more") as step:
         pod.load(weights)
         step.tell("from memory")
@@ -131,9 +132,10 @@ def _read(
     )
 
 
-def _draw(story: Story, plugin: NodePlugin, packed: PackedModel) -> None:
+def _draw(story: Story, plugin: NodePlugin, registry: ModelRegistry, packed: PackedModel) -> None:
     weights = max(packed.blobs, key=lambda digest: packed.blobs[digest].size)
-    present = blocks_present(plugin.cache_dir, weights, packed.blobs[weights].size)
+    key = BlobKey(weights, packed.blobs[weights].size, scope_of(registry.host))
+    present = blocks_present(plugin.cache_dir, key)
     story.line(f"{_WEIGHTS}  {bar.bar(present, story.width - len(_WEIGHTS) - 10)}")
     if not all(present):
         story.line(f"{' ' * len(_WEIGHTS)}  {bar.LEGEND}")

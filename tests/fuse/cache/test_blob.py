@@ -11,13 +11,13 @@ import pytest
 from fuse.artifact.digest import Digest
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length, entry_of
-from fuse.cache.store import BlobKey, BlobWriter, CacheStore
+from fuse.cache.store import BlobKey, BlobWriter, CacheStore, scope_of
 from fuse.errors import Corrupt
 from tests.support.fetcher import pattern
 
 SIZE = 5 * BLOCK_BYTES + 777
 CONTENT = pattern(SIZE)
-KEY = BlobKey(Digest.of(CONTENT), SIZE)
+KEY = BlobKey(Digest.of(CONTENT), SIZE, scope_of("registry.example/m"))
 
 
 def put(writer: BlobWriter, *blocks: int) -> None:

@@ -10,11 +10,12 @@ import pytest
 
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, entry_of
-from fuse.cache.store import BlobKey, CacheStore
+from fuse.cache.store import BlobKey, CacheStore, scope_of
 from fuse.errors import InvalidConfig
 
 CONTENT = b"x" * (BLOCK_BYTES + 5)
-KEY = BlobKey(Digest.of(CONTENT), len(CONTENT))
+SCOPE = scope_of("registry.example/models/tiny")
+KEY = BlobKey(Digest.of(CONTENT), len(CONTENT), SCOPE)
 
 
 def filled(store: CacheStore, key: BlobKey = KEY) -> None:
@@ -82,7 +83,7 @@ def test_what_does_not_fit_together_is_made_anew(tmp_path: Path, damage: str) ->
     elif damage == "data-short":
         os.truncate(data, 5)
     elif damage == "other-digest":
-        other = BlobKey(Digest.of(b"other"), KEY.size)
+        other = BlobKey(Digest.of(b"other"), KEY.size, SCOPE)
         filled(store, other)
         store.paths(other)[1].replace(index)
     else:
@@ -128,7 +129,7 @@ def test_a_lie_about_the_size_is_another_blob(tmp_path: Path) -> None:
     """Two manifests that disagree on a blob's size do not get into each other's way."""
     store = CacheStore(tmp_path)
     filled(store)
-    liar = store.open(BlobKey(KEY.digest, 10))
+    liar = store.open(BlobKey(KEY.digest, 10, SCOPE))
 
     assert liar.index.count_present() == 0
     liar.close()
@@ -140,7 +141,7 @@ def test_quarantine_takes_a_blob_out_of_sight_and_goes_first(tmp_path: Path) -> 
     store = CacheStore(tmp_path)
     filled(store)
     store.quarantine(KEY)
-    filled(store, BlobKey(Digest.of(b"other"), KEY.size))
+    filled(store, BlobKey(Digest.of(b"other"), KEY.size, SCOPE))
     first = next(c for c in store.candidates(frozenset()) if c.rejected)
 
     assert store.stored(KEY) is None

@@ -11,7 +11,7 @@ import pytest
 
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, CacheStore
+from fuse.cache.store import BlobKey, CacheStore, scope_of
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.queue import Priority, Run
@@ -43,7 +43,7 @@ def idle(dispatcher: Dispatcher, urgent: int, general: int) -> bool:
 
 
 def blob(blocks: int, name: bytes = b"x") -> BlobState:
-    return BlobState(BlobKey(Digest.of(name), blocks * BLOCK_BYTES))
+    return BlobState(BlobKey(Digest.of(name), blocks * BLOCK_BYTES, scope_of("registry.example/m")))
 
 
 @pytest.fixture
@@ -111,6 +111,28 @@ def test_a_hold_ends_by_itself(dispatcher: Dispatcher) -> None:
     lane.go_on.release()
     dispatcher.close()
     lane.join(5)
+
+
+def test_a_lane_that_goes_to_work_leaves_a_hold_to_be_watched(dispatcher: Dispatcher) -> None:
+    """The lane that was woken puts a held blob aside and takes another: a lane that sleeps already wakes when the hold ends."""
+    held, free = blob(8), blob(8, b"y")
+    lanes = [Lane(dispatcher, urgent_only=number < 1) for number in range(2)]
+    for lane in lanes:
+        lane.start()
+    wait_until(lambda: idle(dispatcher, 1, 1), "both lanes to sleep")
+    with dispatcher.lock:
+        dispatcher.queue.hold(held, time.monotonic() + 0.2)
+        dispatcher.queue.want("a", held, 0, 1, Priority.DEMAND)
+        dispatcher.queue.want("a", free, 0, 1, Priority.DEMAND)
+        dispatcher.kick_locked()
+
+    wait_until(lambda: all(not lane.taken.empty() for lane in lanes), "both lanes to work", 5)
+    assert {lane.taken.get().blob for lane in lanes} == {held, free}
+    for lane in lanes:
+        lane.go_on.release()
+    dispatcher.close()
+    for lane in lanes:
+        lane.join(5)
 
 
 def test_background_gives_way_for_a_while_only(dispatcher: Dispatcher) -> None:

@@ -16,7 +16,7 @@ from fuse.artifact.digest import Digest
 from fuse.artifact.reference import Reference
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, BlobWriter, CacheStore
+from fuse.cache.store import BlobKey, BlobWriter, CacheStore, scope_of
 from fuse.errors import Corrupt, Forbidden, NotFound, from_fault
 from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
@@ -34,6 +34,7 @@ from tests.support.registry import FaultyRegistry
 MIB = 1024 * 1024
 CONTENT = pattern(40 * MIB + 12345)
 DIGEST = Digest.of(CONTENT)
+SCOPE = scope_of("registry.example/m")
 BLOCKS = 41
 
 
@@ -113,7 +114,7 @@ class Rig:
     def mount(
         self, digest: Digest = DIGEST, size: int = len(CONTENT), *, granted: bool = True
     ) -> tuple[Port, Recorder]:
-        mount = self.engine.attach("m", [BlobKey(digest, size)])
+        mount = self.engine.attach("m", [BlobKey(digest, size, SCOPE)])
         self.mounts.append(mount)
         if granted:
             self.engine.grant(mount, "g", self.source())
@@ -276,7 +277,7 @@ def test_another_grant_is_asked_when_one_is_refused(rig: Rig, registry: FaultyRe
     registry.denied.add("private")
     port, seen = rig.mount(granted=False)
     rig.engine.grant(port.mount, "bad", rig.source(repository="private"))
-    other = rig.engine.attach("other", [BlobKey(DIGEST, len(CONTENT))])
+    other = rig.engine.attach("other", [BlobKey(DIGEST, len(CONTENT), SCOPE)])
     rig.mounts.append(other)
     rig.want(port, 0)
     seen.wait(lambda: seen.failed, "the refusal")
@@ -312,6 +313,38 @@ def test_a_revoked_grant_is_used_no_more(rig: Rig, registry: FaultyRegistry) -> 
     seen.wait(lambda: seen.stalls, "the stall")
 
     assert len(registry.requests("blob")) == requests
+
+
+def test_when_the_good_grant_goes_the_refused_one_has_the_last_word(rig: Rig, registry: FaultyRegistry) -> None:
+    """Who has but credentials that were refused is told so; it does not wait for ever for others to come."""
+    registry.denied.add("private")
+    port, seen = rig.mount(granted=False)
+    rig.engine.grant(port.mount, "bad", rig.source(repository="private"))
+    other = rig.engine.attach("other", [port.mount.blobs[0].key])
+    rig.engine.grant(other, "good", rig.source())
+    blob = port.mount.blobs[0]
+    for block in range(4):  # so that each of the two is asked
+        rig.want(port, 2 * block)
+        seen.wait(lambda: seen.failed or (0, 2 * block) in seen.ready, "an answer")  # noqa: B023
+    wait_until(lambda: blob.refusals, "the refusal")
+    seen.failed.clear()
+    rig.engine.detach(other)
+    rig.want(port, 30)
+    seen.wait(lambda: seen.failed, "the refusal of the grant that is left")
+
+    assert isinstance(from_fault(seen.failed[0].fault), Forbidden)
+
+
+def test_a_blob_that_lost_its_grants_is_forgotten_with_its_mount(rig: Rig) -> None:
+    """Unpublishing in the middle of a transfer leaves nothing behind in the queue."""
+    port, seen = rig.mount()
+    rig.engine.revoke(port.mount, "g")
+    rig.want(port, 9)
+    seen.wait(lambda: seen.stalls, "the stall")
+    rig.engine.detach(port.mount)
+
+    wait_until(lambda: not rig.engine.states(), "the blob to be closed")
+    assert rig.engine.dispatch.queue.held_until(port.mount.blobs[0]) is None
 
 
 def test_a_stalled_body_is_dropped_and_asked_for_again(rig: Rig, registry: FaultyRegistry) -> None:
@@ -389,6 +422,22 @@ def test_damaged_blocks_are_fetched_anew(rig: Rig) -> None:
     assert seen.block(2) == expected(2)
 
 
+def test_a_verified_blob_is_verified_again_after_a_damage(rig: Rig) -> None:
+    """What was fetched anew for a damaged block is compared with the digest as everything was."""
+    port, seen = rig.mount()
+    blob = port.mount.blobs[0]
+    rig.want(port, 0, BLOCKS)
+    wait_until(lambda: blob.verified, "the blob to be verified")
+    assert blob.writer is not None
+    blob.writer.write(2, memoryview(b"torn"))
+    rig.engine.damaged(port, 0, 2, 1)
+    assert not blob.verified
+    rig.want(port, 2)
+    seen.wait(lambda: seen.ready.count((0, 2)) == 2, "block 2 again")
+
+    wait_until(lambda: blob.verified, "the blob to be verified again")
+
+
 class FullDisk:
     """Makes writes fail as a full disk does, while `full` is set."""
 
@@ -423,6 +472,30 @@ def test_a_disk_that_takes_nothing_does_not_stop_readers(rig: Rig, monkeypatch: 
     assert seen.files.read(0, len(CONTENT)) == CONTENT
 
 
+def test_a_disk_that_cannot_be_asked_costs_no_lane(
+    tmp_path: Path, registry: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More failures of the disk than there are lanes: each is tried again, and the reader gets its block."""
+    (tmp_path / "c").mkdir()
+    rig = Rig(tmp_path / "c", registry, connections=2, urgent_connections=1)
+    failures = iter(range(4))
+    disk = CacheStore.disk
+
+    def fails(store: CacheStore) -> Any:
+        if next(failures, None) is not None:
+            raise OSError(errno.EIO, "the disk is ill")
+        return disk(store)
+
+    monkeypatch.setattr(CacheStore, "disk", fails)
+    try:
+        port, seen = rig.mount()
+        rig.want(port, 3)
+        seen.wait_ready(3)
+        assert seen.block(3) == expected(3)
+    finally:
+        rig.close()
+
+
 def test_quota_evicts_what_nobody_uses_and_lends_beyond(tmp_path: Path, registry: FaultyRegistry) -> None:
     """Within the quota: the old blob goes, the mounted one stays, and what does not fit is lent."""
     (tmp_path / "c").mkdir()
@@ -437,7 +510,7 @@ def test_quota_evicts_what_nobody_uses_and_lends_beyond(tmp_path: Path, registry
         port, seen = rig.mount()
         rig.want(port, 0, BLOCKS, Priority.BACKGROUND)
         seen.wait(lambda: seen.stalls, "the cache to be full")
-        wait_until(lambda: rig.store.stored(BlobKey(digest, len(old))) is None, "the old blob to go")
+        wait_until(lambda: rig.store.stored(BlobKey(digest, len(old), SCOPE)) is None, "the old blob to go")
         rig.want(port, 0, BLOCKS)
         seen.wait(lambda: all(b in seen.loans or (0, b) in seen.ready for b in range(BLOCKS)), "every block")
         got = [seen.loans[b] if b in seen.loans else seen.block(b) for b in range(BLOCKS)]
@@ -471,7 +544,7 @@ def test_no_room_for_the_index_means_loans(rig: Rig, monkeypatch: pytest.MonkeyP
 
 def test_the_engines_own_reader_goes_through_the_cache(rig: Rig, registry: FaultyRegistry) -> None:
     """Resolving reads ranges, twice for the price of once, and gets the registry's own word when it refuses."""
-    with EngineReader(rig.engine, rig.source(), threading.Event()) as reader:
+    with EngineReader(rig.engine, rig.source(), "registry.example/m", threading.Event()) as reader:
         assert reader.read(DIGEST, len(CONTENT), 3 * MIB - 10, 20) == CONTENT[3 * MIB - 10 : 3 * MIB + 10]
         assert reader.read(DIGEST, len(CONTENT), 2 * MIB, 5) == CONTENT[2 * MIB : 2 * MIB + 5]
         assert len(registry.requests("blob")) <= 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey
+from fuse.cache.store import BlobKey, scope_of
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.pace import LEAST, Pace
 from fuse.fetch.queue import Priority, Queue
@@ -42,7 +42,7 @@ def test_one_lane_stays_one_lane() -> None:
 
 def test_background_runs_stay_within_their_limit_and_demand_does_not_wait() -> None:
     """The limit counts runs in flight; urgent wishes are served beside them."""
-    blob = BlobState(BlobKey(Digest.of(b"x"), 400 * BLOCK_BYTES))
+    blob = BlobState(BlobKey(Digest.of(b"x"), 400 * BLOCK_BYTES, scope_of("registry.example/m")))
     queue: Queue[BlobState] = Queue(4)
     queue.background_runs_limit = 2
     queue.want("owner", blob, 0, 400, Priority.BACKGROUND)

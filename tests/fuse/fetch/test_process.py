@@ -45,7 +45,7 @@ def fetcher(tmp_path: Path) -> Iterator[FetcherProcess]:
 
 
 def fetch_all(admin: Admin, registry: FaultyRegistry, mount: str = "m") -> None:
-    with admin.attach(mount, [BLOB]) as worker:
+    with admin.attach(mount, [BLOB], registry.url) as worker:
         admin.grant(mount, registry.url)
         worker.open()
         assert worker.demand(0, 0, 21) == CONTENT
@@ -141,7 +141,11 @@ def test_a_user_without_privileges_has_a_fetcher_of_its_own(registry: FaultyRegi
 def test_the_cache_survives_kill_9(tmp_path: Path, registry: FaultyRegistry) -> None:
     """A fetcher killed in the middle loses nothing that was published; the next one fetches only the rest."""
     registry.rate.bytes_per_s = 20e6
-    with FetcherProcess(tmp_path / "cache") as fetcher, fetcher.connect() as admin, admin.attach("m", [BLOB]) as worker:
+    with (
+        FetcherProcess(tmp_path / "cache") as fetcher,
+        fetcher.connect() as admin,
+        admin.attach("m", [BLOB], registry.url) as worker,
+    ):
         admin.grant("m", registry.url)
         files = worker.open()
         assert files is not None
@@ -169,7 +173,11 @@ def test_a_finished_cache_needs_no_registry(tmp_path: Path, registry: FaultyRegi
 
 def test_torn_blocks_of_a_power_loss_are_fetched_anew(tmp_path: Path, registry: FaultyRegistry) -> None:
     """Entries whose data never reached the disk cost a fetch, not a wrong byte, and condemn nobody."""
-    with FetcherProcess(tmp_path / "cache") as fetcher, fetcher.connect() as admin, admin.attach("m", [BLOB]) as worker:
+    with (
+        FetcherProcess(tmp_path / "cache") as fetcher,
+        fetcher.connect() as admin,
+        admin.attach("m", [BLOB], registry.url) as worker,
+    ):
         admin.grant("m", registry.url)
         worker.open()
         worker.demand(0, 0, 20)
@@ -178,7 +186,11 @@ def test_torn_blocks_of_a_power_loss_are_fetched_anew(tmp_path: Path, registry: 
         for block in (0, 3, 11):
             file.seek(block * MIB + 4096)
             file.write(bytes(4096))
-    with FetcherProcess(tmp_path / "cache") as fetcher, fetcher.connect() as admin, admin.attach("m", [BLOB]) as worker:
+    with (
+        FetcherProcess(tmp_path / "cache") as fetcher,
+        fetcher.connect() as admin,
+        admin.attach("m", [BLOB], registry.url) as worker,
+    ):
         admin.grant("m", registry.url)
         files = worker.open()
         assert files is not None
@@ -203,16 +215,83 @@ def test_two_administrators_share_one_fetch(fetcher: FetcherProcess, registry: F
     assert fetcher.process.wait(5) == 0
 
 
+@pytest.fixture
+def stranger() -> Iterator[FaultyRegistry]:
+    """A registry that somebody else on the node brought along."""
+    with FaultyRegistry() as registry:
+        yield registry
+
+
+def test_a_strangers_registry_poisons_nobody_elses_blob(
+    fetcher: FetcherProcess, registry: FaultyRegistry, stranger: FaultyRegistry
+) -> None:
+    """Who names the digest of another's blob and serves wrong bytes for it, early or late, harms himself only."""
+    stranger.add_blob(CONTENT)
+    stranger.script("blob", "corrupt", forever=True)
+    with fetcher.connect() as admin, admin.attach("theirs", [BLOB], stranger.url) as theirs:
+        admin.grant("theirs", stranger.url)
+        theirs.open()
+        assert theirs.demand(0, 0, 20) != CONTENT[: 20 * MIB]
+        with admin.attach("ours", [BLOB], registry.url) as ours:
+            admin.grant("ours", registry.url)
+            ours.open()
+            assert ours.demand(0, 0, 21) == CONTENT
+            files = ours.files[0]
+            assert files is not None
+            theirs.want(0, 20)  # completes it: it is found wrong, and set aside
+            theirs.wait(lambda: theirs.quarantined, "the wrong blob to be set aside")
+            wait_until(lambda: files.verified, "the right one to be verified")
+            assert not ours.quarantined
+
+
+def test_a_strangers_registry_opens_nobody_elses_blob(
+    fetcher: FetcherProcess, registry: FaultyRegistry, stranger: FaultyRegistry
+) -> None:
+    """Who knows a digest, and has a registry that calls it its own, reads nothing of what others' credentials have fetched."""
+    with fetcher.connect() as admin, admin.attach("ours", [BLOB], registry.url) as ours:
+        admin.grant("ours", registry.url)
+        ours.open()
+        assert ours.demand(0, 0, 21) == CONTENT
+        with admin.attach("theirs", [BLOB], stranger.url) as theirs:
+            admin.grant("theirs", stranger.url)
+            theirs.open()
+            with pytest.raises(NotFound):
+                theirs.demand(0, 0)
+
+
+def test_a_grant_of_another_registry_is_refused(
+    fetcher: FetcherProcess, registry: FaultyRegistry, stranger: FaultyRegistry
+) -> None:
+    """A mount's blobs come from the registry that it was attached with, whatever a caller mixes up."""
+    with (
+        fetcher.connect() as admin,
+        admin.attach("m", [BLOB], registry.url),
+        pytest.raises(Conflict, match="come from"),
+    ):
+        admin.grant("m", stranger.url)
+
+
+def test_repositories_of_one_registry_share_a_blob(fetcher: FetcherProcess, registry: FaultyRegistry) -> None:
+    """The registry decides who may pull a digest from which of its repositories; fetched once, it serves both."""
+    with fetcher.connect() as admin:
+        for mount, repository in (("one", "m"), ("two", "n")):
+            with admin.attach(mount, [BLOB], registry.url) as worker:
+                admin.grant(mount, registry.url, repository=repository)
+                worker.open()
+                assert worker.demand(0, 0, 21) == CONTENT
+        assert len({entry.request.range for entry in registry.requests("blob")}) == len(registry.requests("blob"))
+
+
 def test_a_new_worker_takes_over_the_mount(fetcher: FetcherProcess, registry: FaultyRegistry) -> None:
     """Attaching again under the same name replaces the session and keeps the grants; another table is refused."""
-    with fetcher.connect() as admin, admin.attach("m", [BLOB]) as first:
+    with fetcher.connect() as admin, admin.attach("m", [BLOB], registry.url) as first:
         admin.grant("m", registry.url)
-        with admin.attach("m", [BLOB]) as second:
+        with admin.attach("m", [BLOB], registry.url) as second:
             first.wait(lambda: first.gone, "the first session to end")
             second.open()
             assert second.demand(0, 0) == CONTENT[:MIB]
         with pytest.raises(Conflict):
-            admin.attach("m", [(Digest.of(b"x"), 5)])
+            admin.attach("m", [(Digest.of(b"x"), 5)], registry.url)
 
 
 def test_a_worker_may_not_ask_for_what_its_table_does_not_have(fetcher: FetcherProcess) -> None:
@@ -234,7 +313,8 @@ def test_a_worker_that_takes_nothing_slows_nobody(fetcher: FetcherProcess, regis
         ours, theirs = wire.pair()
         table = wire.sealed_memfd("t", encode(table_of([BLOB])))
         try:
-            admin.ask(protocol.Attach, (theirs.fileno(), table), mount="deaf")
+            fds = (theirs.fileno(), table)
+            admin.ask(protocol.Attach, fds, mount="deaf", registry=registry.host)
         finally:
             theirs.close()
             os.close(table)
@@ -332,15 +412,33 @@ def test_bad_requests_are_refused_and_do_no_harm(fetcher: FetcherProcess) -> Non
         with pytest.raises(InvalidRequest, match="version"):
             admin.ask(protocol.Hello, version=99)
         with pytest.raises(InvalidRequest, match="descriptors"):
-            admin.ask(protocol.Attach, mount="m")
+            admin.ask(protocol.Attach, mount="m", registry="r")
         with pytest.raises(NotFound):
             admin.ask(protocol.Revoke, mount="none", grant="g")
         ours, theirs = wire.pair()
         table = wire.sealed_memfd("t", b"nonsense")
         with ours, theirs, pytest.raises(InvalidArtifact):
-            admin.ask(protocol.Attach, (theirs.fileno(), table), mount="m")
+            admin.ask(protocol.Attach, (theirs.fileno(), table), mount="m", registry="r")
         os.close(table)
         assert admin.ask(protocol.Hello).pid == fetcher.process.pid
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root could give files away")
+def test_root_takes_no_cache_from_another_user(tmp_path: Path) -> None:
+    """Where a user can write, a file may become a hard link to one of root's at any moment: nothing is given away."""
+    precious = tmp_path / "precious"
+    precious.write_text("root's")
+    cache = tmp_path / "cache"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "version").write_text("1\n")
+    (cache / "blobs" / "x.data").hardlink_to(precious)
+    os.chown(cache, 12345, 12345)
+    with FetcherProcess(cache) as fetcher:
+        assert "belongs to user 12345" in fetcher.output()
+    os.chown(cache, 0, 0)
+    with FetcherProcess(cache) as fetcher, fetcher.connect():
+        assert precious.stat().st_uid == 0
+        assert cache.stat().st_uid == NOBODY
 
 
 def test_one_fetcher_a_directory(fetcher: FetcherProcess) -> None:
@@ -363,6 +461,19 @@ def test_a_dead_socket_file_is_no_obstacle(tmp_path: Path) -> None:
         assert admin.ask(protocol.Hello).pid == fetcher.process.pid
 
 
+def test_a_disk_without_room_for_a_cache_is_one_line(tmp_path: Path) -> None:
+    """What cannot be made is said without a traceback."""
+    cache = tmp_path / "cache"
+    (cache / ".version").mkdir(parents=True)  # In the way of a file, as a full disk is.
+
+    with FetcherProcess(cache) as fetcher:
+        said = fetcher.output()
+
+    assert fetcher.process.returncode == 1
+    assert "the cache cannot be opened" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("kind", ["foreign", "newer", "settings"])
 def test_what_it_cannot_serve_it_refuses_with_words(tmp_path: Path, kind: str) -> None:
     """A directory of other things, a newer cache, unknown settings: one line that says so, nothing changed."""
@@ -383,7 +494,7 @@ def test_what_it_cannot_serve_it_refuses_with_words(tmp_path: Path, kind: str) -
 
 def test_sigterm_ends_it_cleanly(fetcher: FetcherProcess, registry: FaultyRegistry) -> None:
     """On SIGTERM sessions are hung up on, the socket goes, and what was fetched is there."""
-    with fetcher.connect() as admin, admin.attach("m", [BLOB]) as worker:
+    with fetcher.connect() as admin, admin.attach("m", [BLOB], registry.url) as worker:
         admin.grant("m", registry.url)
         worker.open()
         worker.demand(0, 0, 3)
@@ -406,7 +517,7 @@ def test_a_really_full_disk_does_not_stop_readers(registry: FaultyRegistry) -> N
         with (
             FetcherProcess(directory / "cache") as fetcher,
             fetcher.connect() as admin,
-            admin.attach("m", [BLOB]) as worker,
+            admin.attach("m", [BLOB], registry.url) as worker,
         ):
             admin.grant("m", registry.url)
             worker.open()

@@ -190,6 +190,27 @@ def test_one_repositorys_archives_say_nothing_to_another() -> None:
     assert {"good": b"right"} == contents(resolved(honest, memory, f"@{digest}"), honest)
 
 
+def test_a_registry_that_knows_every_digest_shows_no_strangers_manifest() -> None:
+    """Its leave to pull is worth nothing for what it cannot give itself."""
+    shelf, memory = Shelf(), Memory()
+    digest = shelf.model(shelf.file("secret-name", b"x"))
+    resolved(shelf, memory)
+    liar = Shelf()
+    liar.exists = lambda digest, **_: None  # type: ignore[method-assign]
+
+    with pytest.raises(NotFound):
+        resolved(liar, memory, f"@{digest}", name="evil.example.com/a")
+
+
+def test_an_artifact_that_claims_more_than_any_model_is_refused() -> None:
+    """Each claimed MiB costs 8 bytes of index before a byte has come: of a few layers, all disks."""
+    shelf = Shelf()
+    layers = [shelf.layer(RAW, Bytes(b"x"), Digest.of(b"%d" % i), size=1 << 42, **{TITLE: f"{i}"}) for i in range(5)]
+    shelf.model(*layers)
+    with pytest.raises(InvalidArtifact, match="claim"):
+        resolved(shelf, Memory())
+
+
 def test_an_index_leads_to_its_model() -> None:
     """The pinned reference names the manifest, and what is known of both is proven for both."""
     shelf, memory = Shelf(), Memory()
@@ -311,6 +332,15 @@ def test_the_registrys_errors_come_through() -> None:
     shelf.model(shelf.layer(TAR, archive((named("a"), b"a"))))
     with pytest.raises(Unavailable, match="no answer"):
         resolved(shelf)
+
+
+def test_a_reference_that_the_registrys_error_names_is_not_said_twice() -> None:
+    """A manifest that is too large is refused before it is read, by the part that knows the reference."""
+    shelf = Shelf(fault=InvalidArtifact("the manifest is larger than 4 MiB", where=f"{NAME}:v1"))
+    shelf.model(shelf.layer(TAR, archive((named("a"), b"a"))))
+    with pytest.raises(InvalidArtifact) as caught:
+        resolved(shelf)
+    assert f"{NAME}:v1" == caught.value.where
 
 
 @pytest.mark.parametrize(

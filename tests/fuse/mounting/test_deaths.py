@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +153,36 @@ def test_a_killed_fetcher_is_replaced_and_told_everything_again(here: Place) -> 
     assert sorted(granted[3:]) == sorted([(mount_id, "a"), (mount_id, "b"), (other, "c")])
     assert len(here.requests("Attach")) == 4
     assert zombies() == []
+
+
+def test_a_session_that_ends_alone_is_replaced(here: Place) -> None:
+    """A fetcher that lives and hangs up on a worker gives it another session; the reader notices nothing."""
+    manager = here.manager()
+    mount_id, path = here.mount(manager)
+    reader = Reader(path)
+    before = manager.status(mount_id)
+    here.mount(manager, grant="hang_up")
+    assert reader.finish() == _sum()
+    after = _healthy(manager, mount_id)
+    assert (after.fetcher_pid, after.worker_pid) == (before.fetcher_pid, before.worker_pid)
+    assert len(here.requests("Attach")) == 2
+
+
+def test_a_fetcher_that_hangs_holds_up_no_unmount(here: Place) -> None:
+    """Stopped, it answers nobody; a pod can end all the same, and the fetcher learns of it later."""
+    manager = here.manager()
+    mount_id, _ = here.mount(manager)
+    pid = manager.status(mount_id).fetcher_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert manager.release(mount_id, "user") == 0
+        assert manager.unmount(mount_id)
+        assert time.monotonic() - began < 20
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: here.requests("Detach"), "the fetcher to be told")
 
 
 def test_without_a_fetcher_mounts_stay_and_wait(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,28 @@ def client(settings: FetcherSettings) -> Iterator[FetcherClient]:
     made.close()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user's socket is made as root")
+def test_credentials_are_told_to_nobody_else(settings: FetcherSettings) -> None:
+    """Whoever can write the cache directory may listen in the fetcher's place, and is not spoken to."""
+    settings.cache_dir.mkdir(exist_ok=True)
+    path = settings.cache_dir / protocol.SOCKET_NAME
+    with wire.listen(path) as listener:
+        os.seteuid(65534)  # whose credentials a client sees is settled by listen(2)
+        try:
+            listener.listen()
+        finally:
+            os.seteuid(0)
+        client = FetcherClient(settings)
+        with pytest.raises(InvalidConfig, match="user 65534"):
+            client.resolve(REFERENCE, ACCESS, View())
+        client.close()
+        listener.setblocking(False)
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.recv(65536) == b""
+    path.unlink()
+
+
 def test_the_first_request_starts_it_and_the_last_close_ends_it(settings: FetcherSettings) -> None:
     """Nothing runs before somebody asks, nothing is left after."""
     client = FetcherClient(settings)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from fuse.mounting import device, worker
 from fuse.mounting.keeper_client import KeeperClient
 from fuse.mounting.manager import CHECKPOINTS, ResolvedArtifact
 from fuse.mounting.mountinfo import MountTable
+from fuse.registry.access import Access
 from tests.support.adminfetcher import SIZE, content_of
 from tests.support.holders import ACCESS, Place, place, zombies
 from tests.support.leaks import alive
@@ -76,7 +78,11 @@ def test_workers_are_unprivileged_and_hold_nothing_of_ours(here: Place) -> None:
     mount_id, _ = here.mount(manager)
     pid = manager.status(mount_id).worker_pid
     assert pid is not None
-    assert "Uid:\t65534\t65534" in Path(f"/proc/{pid}/status").read_text()
+    status = Path(f"/proc/{pid}/status").read_text()
+    # Not the fetcher's user: as the owner of the cache's files a worker could write them, through a descriptor that only reads.
+    assert "Uid:\t65533\t65533" in status
+    assert "Gid:\t65533\t65533" in status
+    assert "Groups:\t \n" in status
     assert os.getsid(pid) == pid
     links = [str(Path(f"/proc/{pid}/fd/{fd}").readlink()) for fd in os.listdir(f"/proc/{pid}/fd")]
     assert str(Path(f"/proc/self/fd/{writer}").readlink()) not in links
@@ -117,6 +123,23 @@ def test_other_artifacts_and_views_get_mounts_of_their_own(here: Place) -> None:
     path = here.box.directory("three")
     assert manager.acquire(artifact, path, prefetch="none", grant="x", access=ACCESS) == artifact.identity
     assert len({status.worker_pid for status in manager.statuses()}) == 3
+
+
+def test_equal_digests_of_two_registries_share_no_mount(here: Place) -> None:
+    """Who has a registry that calls a stranger's digest its own gets a mount of its own, and serves the stranger nothing."""
+    manager = here.manager()
+    ours, _ = here.mount(manager, "ours")
+    artifact = manager.resolve(REFERENCE, ACCESS, View())
+    copied = replace(artifact, reference=f"evil.example/m@{artifact.digest}")
+    theirs = manager.acquire(
+        copied,
+        here.box.directory("theirs"),
+        prefetch="none",
+        grant="x",
+        access=Access(registry="evil.example", endpoints=()),
+    )
+    assert theirs != ours
+    assert len({status.worker_pid for status in manager.statuses()}) == 2
 
 
 def test_prefetch_is_what_any_user_wants(here: Place) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fuse.errors import InvalidConfig
+from fuse.artifact.reference import Reference
+from fuse.errors import AddressRefused, InvalidConfig
 from fuse.registry.access import Access, ClientCertificate, Credential, Endpoint
 from fuse.registry.hosts import load_access
+from fuse.registry.repository import Repository
+from fuse.registry.transport import Transport
 
 USER = Credential(username="u", password="p")
 
@@ -26,22 +29,36 @@ def write(directory: Path, name: str, text: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("host", "plain_http", "url", "named"),
+    ("host", "plain_http", "url"),
     [
-        ("registry.test", False, "https://registry.test/v2", False),
-        ("registry.test:5000", True, "http://registry.test:5000/v2", True),
-        ("docker.io", False, "https://registry-1.docker.io/v2", False),
-        ("localhost:5000", False, "http://localhost:5000/v2", False),
-        ("127.0.0.1:5000", False, "http://127.0.0.1:5000/v2", False),
-        ("[::1]:5000", False, "http://[::1]:5000/v2", False),
-        ("localhost.test", False, "https://localhost.test/v2", False),
+        ("registry.test", False, "https://registry.test/v2"),
+        ("registry.test:5000", True, "http://registry.test:5000/v2"),
+        ("docker.io", False, "https://registry-1.docker.io/v2"),
+        ("localhost:5000", False, "http://localhost:5000/v2"),
+        ("127.0.0.1:5000", False, "http://127.0.0.1:5000/v2"),
+        ("[::1]:5000", False, "http://[::1]:5000/v2"),
+        ("localhost.test", False, "https://localhost.test/v2"),
     ],
 )
-def test_without_a_file_there_is_the_origin(host: str, plain_http: bool, url: str, named: bool) -> None:
-    """https, but plain http on this machine itself or on the administrator's word, which alone counts as naming."""
-    (endpoint,) = load(host, plain_http=plain_http).endpoints
+def test_without_a_file_there_is_the_origin(host: str, plain_http: bool, url: str) -> None:
+    """https, but plain http on this machine itself or on the administrator's word, which names no host."""
+    access = load(host, plain_http=plain_http)
+    (endpoint,) = access.endpoints
 
-    assert (url, named, True, "") == (endpoint.url, endpoint.named, endpoint.origin, endpoint.namespace)
+    assert (url, False, True, "") == (endpoint.url, endpoint.named, endpoint.origin, endpoint.namespace)
+    assert plain_http == access.local_allowed
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "[fd00:ec2::254]", "[::ffff:169.254.169.254]:80", "0.0.0.0:5000"])
+def test_plain_http_opens_no_way_to_the_clouds_metadata(host: str) -> None:
+    """A node that may speak plain http to its registries does not speak it to whatever the author of a pod writes."""
+    access = load(host, plain_http=True)
+    transport = Transport(environment={})
+    try:
+        with pytest.raises(AddressRefused):
+            Repository(Reference.parse(f"{host}/latest/meta-data:v1"), access, transport).manifest("v1")
+    finally:
+        transport.close()
 
 
 def test_the_example_of_containerds_documentation(tmp_path: Path) -> None:

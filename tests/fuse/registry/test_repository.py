@@ -22,7 +22,7 @@ from fuse.errors import (
 )
 from fuse.registry import control, ranges, repository
 from fuse.registry.access import Credential, Endpoint
-from fuse.registry.reply import clean
+from fuse.registry.reply import clean, failure
 from fuse.registry.repository import MAX_MANIFEST_BYTES, Repository
 from fuse.registry.transport import Transport
 from tests.fuse.registry.conftest import REPOSITORY, endpoint_of, repository_at
@@ -580,3 +580,29 @@ def test_cookies_are_not_kept(repo: Repository, registry: FaultyRegistry) -> Non
     repo.manifest("v1")
 
     assert all("cookie" not in entry.request.headers for entry in registry.requests())
+
+
+class _Said:
+    """An answer whose body is given."""
+
+    status = 500
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    def header(self, name: str) -> str:
+        return ""
+
+    def read(self, limit_bytes: int) -> bytes:
+        return self._body[:limit_bytes]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"errors":[{"message":' + b"[" * 60_000, b'{"x":' + b"[" * 60_000, b'{"errors":[{"code":"\xff"}]}']
+)
+def test_an_explanation_that_is_a_trap_is_none(body: bytes) -> None:
+    """Nesting without end, or bytes that are no text: the failure is still the one that the status says."""
+    assert isinstance(failure(_Said(body), "here"), Unavailable)
