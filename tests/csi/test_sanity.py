@@ -94,6 +94,8 @@ def controller(place: Place) -> Iterator[Path]:
         server.stop(0).wait()
 
 
+# A fresh machine downloads and compiles the program first.
+@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_the_real_program_passes_every_identity_and_node_spec(
     csi_sanity: Path, place: Place, kubelet: Kubelet, controller: Path, reference: str
