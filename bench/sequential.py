@@ -85,12 +85,12 @@ def _compare(
         ),
         Result(what=f"cold read through the mount, {words}", value=cold, shown=units.rate(cold)),
         Result(
-            what="  mount / curl to /dev/null",
+            what="  mount / curl to /dev/null (memory touched first)",
             value=cold / statistics.median(null),
             shown=f"{cold / statistics.median(null):.2f}",
         ),
         Result(
-            what="  mount / curl to a file",
+            what="  mount / curl to a file (memory touched first)",
             value=cold / peer,
             shown=f"{cold / peer:.2f}",
             target=target,
