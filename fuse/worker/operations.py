@@ -1,4 +1,4 @@
-"""pyfuse3's handlers. No decisions: decode, ask the tree or the reader, encode.
+"""pyfuse3's handlers, for everything but READ (`fuse.worker.connection`). No decisions: decode, ask the tree, encode.
 
 Handlers run as tasks of one trio thread. Whatever leaves a handler but FUSEError would end the whole session (and with it every
 read that waits), so `guarded` stands before each. File handles are inode numbers and forgets are ignored: a successor that
@@ -113,10 +113,6 @@ class TreeOperations(pyfuse3.Operations):
         self._reader.prepare(inode)
         self.open_files += 1
         return FileInfo(fh=inode, keep_cache=True)
-
-    @guarded
-    async def read(self, fh: int, off: int, size: int) -> Any:  # any buffer does; pyfuse3 declares bytes
-        return await self._reader.read(fh, off, size)
 
     @guarded
     async def release(self, _fh: int) -> None:

@@ -1,19 +1,21 @@
 """From a file's offset to bytes: what is in the cache is served at once, what is not is asked for and waited for.
 
 A read takes one of two ways. *At once*: all blocks are present, their checksums have been seen to match (or match now), and
-their pages are in memory; then it costs one preadv into a buffer that all such reads share, and nothing is awaited.
-*Patiently*: absent blocks are demanded from the fetcher and awaited, the disk is read in a thread. There is no deadline,
-since a temporary fault never becomes an error; a permanent one is raised. A waiting read holds nothing, and one that is
-cancelled leaves nothing.
+their pages are in memory; then it costs one preadv into the buffer of the thread that serves it, and nothing is awaited. Any
+thread may do that, with a `Server` of its own. *Later*: absent blocks are demanded from the fetcher and awaited on trio's
+thread, the disk is read in a thread of a pool. There is no deadline, since a temporary fault never becomes an error; a permanent
+one is raised. A waiting read holds nothing, and one that is cancelled leaves nothing.
 
-Must not know pyfuse3 or errno. Runs on trio's thread but for `_load`.
+The files of a blob may be replaced or set aside while threads read them: they are borrowed for as long as bytes are on their way
+(`fuse.worker.session_client.BlobState`). Must not know pyfuse3 or errno.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import structlog
@@ -27,23 +29,31 @@ from fuse.prefetch.streams import MAX_WINDOW_BYTES, Streams
 from fuse.worker.session_client import BlobState, FetchSession
 from fuse.worker.waiters import joined
 
-MAX_READ_BYTES: Final = 4 * BLOCK_BYTES
-"""More than any kernel asks for in one READ (pyfuse3's limit is 1 MiB of 4 KiB pages)."""
+MAX_READ_BYTES: Final = BLOCK_BYTES
+"""The kernel's largest READ with pages of 4 KiB (libfuse's limit of 256 pages); a larger one is read in the other way."""
 REPAIRS: Final = 3
 """How often one read lets a damaged block be fetched anew before it gives up on the disk."""
 DISK_THREADS: Final = 16
 _SHIFT: Final = BLOCK_BYTES.bit_length() - 1
+
+Content = bytes | bytearray | memoryview
+Deliver = Callable[[Content], None]
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class Counters:
+    """Each thread counts for itself; `Reader.counters` is the sum."""
+
     reads: int = 0
     bytes_read: int = 0
     at_once: int = 0
     waiting: int = 0
     waited_s: float = 0.0
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Counters)))
 
 
 class Reader:
@@ -54,10 +64,15 @@ class Reader:
         self._session = session
         self._clock = clock
         self._streams = Streams()
+        self._watching = threading.Lock()
+        """Held while the streams look at a read."""
         self._disk = trio.CapacityLimiter(DISK_THREADS)
-        self._scratch = memoryview(bytearray(MAX_READ_BYTES))
-        self._block = memoryview(bytearray(BLOCK_BYTES))
-        self.counters = Counters()
+        self._own = Counters()
+        self._servers: list[Server] = []
+
+    @property
+    def counters(self) -> Counters:
+        return sum((server.counters for server in self._servers), self._own)
 
     def set_prefetch(self, full: bool) -> None:
         """Where the background does not fetch everything, a window is also a cost: what it holds at the end is never read."""
@@ -68,7 +83,7 @@ class Reader:
         self._streams.max_window_bytes = limit
 
     def prepare(self, ino: int) -> None:
-        """A file is being opened. Raises Corrupt when its blob is quarantined."""
+        """A file is being opened. Raises Corrupt when its blob is quarantined. On trio's thread."""
         extent = self._tree.extent(ino)
         if extent.blob >= 0:
             state = self._session.blobs[extent.blob]
@@ -76,59 +91,56 @@ class Reader:
                 raise state.error
             self._session.open(extent.blob)
 
-    async def read(self, ino: int, offset: int, size: int) -> bytes | bytearray | memoryview:
-        """The bytes of file `ino` at `offset`, cut at its end.
+    def server(self) -> Server:
+        """What one more thread reads with. Thread-safe."""
+        server = Server(self._tree, self._session, self._look_ahead)
+        self._servers.append(server)
+        return server
 
-        The result may be a view of a shared buffer: it is valid until the caller awaits, and must be used or copied before.
-        Raises what the fetcher says of a permanent fault; Corrupt for a quarantined blob.
+    async def read(self, ino: int, offset: int, size: int) -> bytes:
+        """The bytes of file `ino` at `offset`, cut at its end: whichever way, for who has no thread to serve. As `read_later`."""
+        if not self._servers:
+            self.server()
+        server = self._servers[0]
+        content = server.read(ino, offset, size)
+        if content is not None:
+            try:
+                return bytes(content)
+            finally:
+                server.done()
+        parts: list[bytes] = []
+        await self.read_later(ino, offset, size, lambda found: parts.append(bytes(found)))
+        return parts[0]
+
+    async def read_later(self, ino: int, offset: int, size: int, deliver: Deliver) -> None:
+        """Calls `deliver` with the bytes of file `ino` at `offset`, cut at its end, in a thread, once.
+
+        Waits as long as it takes. Raises what the fetcher says of a permanent fault; Corrupt for a quarantined blob.
         """
         blob, start, file_size = self._tree.extent(ino)
         length = min(size, file_size - offset)
+        self._own.reads += 1
         if length <= 0 or blob < 0:
-            return b""
-        counters = self.counters
-        counters.reads += 1
-        counters.bytes_read += length
-        state = self._session.blobs[blob]
-        cached = state.cached
-        if cached is None or not cached.complete:
-            self._look_ahead(state, ino, offset, length)
-        if cached is not None and self._at_once(cached, start + offset, length):
-            counters.at_once += 1
-            return self._scratch[:length]
-        return await self._patiently(state, start + offset, length)
+            deliver(b"")
+            return
+        self._own.bytes_read += length
+        await self._wait_and_load(self._session.blobs[blob], start + offset, length, deliver)
 
-    def _at_once(self, cached: CachedBlob, position: int, length: int) -> bool:
-        """Fills the shared buffer if that needs neither the fetcher nor the disk."""
-        first = position >> _SHIFT
-        count = ((position + length - 1) >> _SHIFT) - first + 1
-        if cached.rejected or not cached.has(first, count):
-            return False
-        buffer = self._scratch[:length]
-        if not cached.is_checked(first, count):
-            if count == 1 and position == first << _SHIFT and length == min(BLOCK_BYTES, cached.size - position):
-                # The READ is the block: the common case, and no second look at its bytes is needed.
-                return cached.try_readinto_nowait(buffer, position) and cached.check_content(first, buffer)
-            for block in range(first, first + count):
-                whole = self._block[: min(BLOCK_BYTES, cached.size - (block << _SHIFT))]
-                if not cached.is_checked(block) and not (
-                    cached.try_readinto_nowait(whole, block << _SHIFT) and cached.check_content(block, whole)
-                ):
-                    return False
-        return cached.try_readinto_nowait(buffer, position)
-
-    def _look_ahead(self, state: BlobState, ino: int, offset: int, length: int) -> None:
-        for ahead, ahead_length in self._streams.observe(ino, offset, length):
+    def _look_ahead(self, state: BlobState, cached: CachedBlob | None, ino: int, offset: int, length: int) -> None:
+        """On any thread; `cached` is borrowed."""
+        with self._watching:
+            wanted = self._streams.observe(ino, offset, length)
+        for ahead, ahead_length in wanted:
             _, start, file_size = self._tree.extent(ino)
             end = min(ahead + ahead_length, file_size)
             if ahead >= end:
                 continue
             first = (start + ahead) >> _SHIFT
             count = ((start + end - 1) >> _SHIFT) - first + 1
-            if state.cached is None or not state.cached.has(first, count):
+            if cached is None or not cached.has(first, count):
                 self._session.wish(state.index, first, count)
 
-    async def _patiently(self, state: BlobState, position: int, length: int) -> bytes | bytearray:
+    async def _wait_and_load(self, state: BlobState, position: int, length: int, deliver: Deliver) -> None:
         session = self._session
         first = position >> _SHIFT
         blocks = range(first, ((position + length - 1) >> _SHIFT) + 1)
@@ -139,7 +151,7 @@ class Reader:
                 raise state.error
             cached = state.cached
             if cached is None and not state.uncached:
-                with _Waiting(self.counters, self._clock):
+                with _Waiting(self._own, self._clock):
                     await session.wait_open(state.index)
                 continue
             if cached is not None and cached.rejected:
@@ -150,25 +162,92 @@ class Reader:
                     loans[block] = lent
             absent = [block for block in blocks if block not in loans and (cached is None or not cached.has(block))]
             if absent:
-                with _Waiting(self.counters, self._clock):
+                with _Waiting(self._own, self._clock):
                     loans |= await session.wait_blocks(state.index, joined(absent))
                 # Look again: what has come may have been lost by a fetcher that died since.
                 continue
-            state.users += 1
-            try:
-                content = await trio.to_thread.run_sync(_load, cached, position, length, loans, limiter=self._disk)
-            finally:
-                state.users -= 1
-                state.close_retired()
-            if isinstance(content, bytearray):
-                return content
+            damaged = await trio.to_thread.run_sync(_load, state, position, length, loans, deliver, limiter=self._disk)
+            if damaged is None:
+                return
             repairs += 1
             where = self._tree.blob(state.index).digest
-            _log.warning("block_damaged", blob=where, block=content, repairs=repairs)
+            _log.warning("block_damaged", blob=where, block=damaged, repairs=repairs)
             if repairs > REPAIRS:
                 raise Corrupt("the cache disk does not return what was written to it", where=where)
-            with _Waiting(self.counters, self._clock):
-                loans |= await session.wait_repaired(state.index, content)
+            with _Waiting(self._own, self._clock):
+                loans |= await session.wait_repaired(state.index, damaged)
+
+
+class Server:
+    """One thread's way of reading at once: its buffer, its counters."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        session: FetchSession,
+        look_ahead: Callable[[BlobState, CachedBlob | None, int, int, int], None],
+    ) -> None:
+        self._tree = tree
+        self._session = session
+        self._look_ahead = look_ahead
+        self._buffer = memoryview(bytearray(MAX_READ_BYTES))
+        self._block: memoryview | None = None
+        self._borrowed: BlobState | None = None
+        self.counters = Counters()
+
+    def read(self, ino: int, offset: int, size: int) -> memoryview | None:
+        """The bytes if they can be had at once, else None. Call `done` when those bytes have been used."""
+        blob, start, file_size = self._tree.extent(ino)
+        length = min(size, file_size - offset)
+        if length <= 0 or blob < 0:
+            return self._buffer[:0]
+        state = self._session.blobs[blob]
+        cached = state.borrow()
+        if cached is None or not cached.complete:
+            self._look_ahead(state, cached, ino, offset, length)
+        if cached is None:
+            return None
+        if length <= MAX_READ_BYTES and self._fill(cached, start + offset, length):
+            self._borrowed = state
+            self.counters.reads += 1
+            self.counters.bytes_read += length
+            self.counters.at_once += 1
+            return self._buffer[:length]
+        state.give_back()
+        return None
+
+    def done(self) -> None:
+        """The bytes of the last `read` are where they should be."""
+        if self._borrowed is not None:
+            self._borrowed.give_back()
+            self._borrowed = None
+
+    def _fill(self, cached: CachedBlob, position: int, length: int) -> bool:
+        """Fills the buffer if that needs neither the fetcher nor the disk."""
+        try:
+            return self._filled(cached, position, length)
+        except OSError:
+            return False  # a disk that fails is met, and mended, in the other way
+
+    def _filled(self, cached: CachedBlob, position: int, length: int) -> bool:
+        first = position >> _SHIFT
+        count = ((position + length - 1) >> _SHIFT) - first + 1
+        if cached.rejected or not cached.has(first, count):
+            return False
+        buffer = self._buffer[:length]
+        if not cached.is_checked(first, count):
+            if count == 1 and position == first << _SHIFT and length == min(BLOCK_BYTES, cached.size - position):
+                # The READ is the block: the common case, and no second look at its bytes is needed.
+                return cached.try_readinto_nowait(buffer, position) and cached.check_content(first, buffer)
+            if self._block is None:
+                self._block = memoryview(bytearray(BLOCK_BYTES))
+            for block in range(first, first + count):
+                whole = self._block[: min(BLOCK_BYTES, cached.size - (block << _SHIFT))]
+                if not cached.is_checked(block) and not (
+                    cached.try_readinto_nowait(whole, block << _SHIFT) and cached.check_content(block, whole)
+                ):
+                    return False
+        return cached.try_readinto_nowait(buffer, position)
 
 
 class _Waiting:
@@ -189,25 +268,33 @@ class _Waiting:
         self._counters.waited_s += self._clock() - self._began
 
 
-def _load(cached: CachedBlob | None, position: int, length: int, loans: dict[int, bytes]) -> bytearray | int:
-    """Runs in a thread: the bytes, from loans and from the disk, or the number of a block that is damaged."""
-    content = bytearray(length)
-    at = 0
-    while at < length:
-        block, inside = divmod(position + at, BLOCK_BYTES)
-        part = min(BLOCK_BYTES - inside, length - at)
-        lent = loans.get(block)
-        if lent is not None:
-            content[at : at + part] = lent[inside : inside + part]
-        elif cached is None:
-            return block
-        else:
-            try:
-                if not cached.check(block):
-                    return block
-                content[at : at + part] = cached.read(position + at, part)
-            except (OSError, Corrupt):
-                cached.doubt(block)
+def _load(state: BlobState, position: int, length: int, loans: dict[int, bytes], deliver: Deliver) -> int | None:
+    """Runs in a thread: delivers the bytes, from loans and from the disk; or returns the number of a block that is damaged."""
+    cached = state.borrow()
+    try:
+        content = bytearray(length)
+        at = 0
+        while at < length:
+            block, inside = divmod(position + at, BLOCK_BYTES)
+            part = min(BLOCK_BYTES - inside, length - at)
+            lent = loans.get(block)
+            if lent is not None:
+                content[at : at + part] = lent[inside : inside + part]
+            elif cached is None:
                 return block
-        at += part
-    return content
+            else:
+                try:
+                    if not cached.check(block):
+                        return block
+                    content[at : at + part] = cached.read(position + at, part)
+                except (OSError, Corrupt):
+                    cached.doubt(block)
+                    return block
+            at += part
+        if state.error is not None:  # set aside while we read: its pages in the kernel are taken back once we have gone
+            raise state.error
+        deliver(content)
+        return None
+    finally:
+        if cached is not None:
+            state.give_back()

@@ -13,7 +13,6 @@ import time
 from typing import Final
 
 import msgspec
-import pyfuse3
 import structlog
 import trio
 
@@ -51,7 +50,7 @@ class Worker:
         self._reader = Reader(self._tree, self._fetch)
         self._operations = TreeOperations(self._tree, self._reader)
         self._set_prefetch(start.spec.prefetch)
-        self._session = Session(self._operations, device, start.init, start.reply)
+        self._session = Session(self._operations, self._reader, device, start.init, start.reply)
         self._decoder: msgspec.json.Decoder[spec.ToWorker] = msgspec.json.Decoder(spec.ToWorker)
 
     async def run(self) -> None:
@@ -177,15 +176,11 @@ class Worker:
         self._nursery.start_soon(self._invalidate, blob)
 
     async def _invalidate(self, blob: int) -> None:
-        """Makes the kernel forget the pages of the blob's files; in a thread, since it may wait for reads that we answer."""
-        await trio.to_thread.run_sync(_invalidate_files, self._tree, blob)
+        """Makes the kernel forget the pages of the blob's files; in a thread, since it waits for reads that are on their way."""
+        await trio.to_thread.run_sync(self._invalidate_files, blob)
 
-
-def _invalidate_files(tree: Tree, blob: int) -> None:
-    for ino in tree.files():
-        if tree.extent(ino).blob == blob:
-            try:
-                pyfuse3.invalidate_inode(pyfuse3.InodeT(ino))
-            except OSError as error:
-                # ENOENT: the kernel has nothing of it.
-                _log.debug("invalidate_failed", path=tree.path(ino), error=error)
+    def _invalidate_files(self, blob: int) -> None:
+        self._fetch.blobs[blob].wait_settled()
+        for ino in self._tree.files():
+            if self._tree.extent(ino).blob == blob:
+                self._session.invalidate(ino)

@@ -2,13 +2,15 @@
 
 Reads call synchronous methods and await events; one task sends and one receives. Requests are sent in the order demand, then
 read-ahead, then background, so that no read waits behind a prefetch. When the socket closes the fetcher has died: all that is
-asked stays asked, and is asked again on the next socket. Everything here runs on trio's thread.
+asked stays asked, and is asked again on the next socket. Everything here runs on trio's thread, but what
+says otherwise.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -34,11 +36,27 @@ _log = structlog.get_logger()
 
 
 class BlobState:
-    """What this worker knows of one blob."""
+    """What this worker knows of one blob. Changed on trio's thread; `borrow` and `give_back` may be called from any.
 
-    __slots__ = ("asked", "cached", "error", "identity", "index", "opened", "refusal", "retired", "uncached", "users")
+    Who borrows the files may read them until it gives them back, whatever replaces them meanwhile.
+    """
 
-    def __init__(self, index: int) -> None:
+    __slots__ = (
+        "_retired",
+        "_settled",
+        "_users",
+        "asked",
+        "cached",
+        "error",
+        "identity",
+        "index",
+        "opened",
+        "refusal",
+        "uncached",
+    )
+
+    def __init__(self, index: int, settled: threading.Condition) -> None:
+        """`settled` guards the borrowing of all blobs of a session."""
         self.index = index
         self.cached: CachedBlob | None = None
         self.uncached = False
@@ -51,19 +69,40 @@ class BlobState:
         self.refusal: WeightlessError | None = None
         """The answer, if it was that."""
         self.identity: tuple[object, ...] = ()
-        self.users = 0
-        """Threads that read it now. What is replaced while they do is closed when they have gone."""
-        self.retired: list[CachedBlob] = []
+        self._settled = settled
+        self._users = 0
+        self._retired: list[CachedBlob] = []
+
+    def borrow(self) -> CachedBlob | None:
+        """The files of the moment, open until `give_back`; without any, nothing is to be given back."""
+        with self._settled:
+            if self.cached is not None:
+                self._users += 1
+            return self.cached
+
+    def give_back(self) -> None:
+        with self._settled:
+            self._users -= 1
+            if not self._users and self._retired:
+                self._close_retired()
 
     def replace(self, cached: CachedBlob | None) -> None:
-        if self.cached is not None:
-            self.retired.append(self.cached)
-        self.cached = cached
-        self.close_retired()
+        with self._settled:
+            if self.cached is not None:
+                self._retired.append(self.cached)
+            self.cached = cached
+            if not self._users:
+                self._close_retired()
 
-    def close_retired(self) -> None:
-        while self.retired and not self.users:
-            self.retired.pop().close()
+    def wait_settled(self) -> None:
+        """Blocks until nobody reads files that have been replaced; for a thread."""
+        with self._settled:
+            self._settled.wait_for(lambda: not self._retired)
+
+    def _close_retired(self) -> None:
+        while self._retired:
+            self._retired.pop().close()
+        self._settled.notify_all()
 
 
 class FetchSession:
@@ -77,7 +116,8 @@ class FetchSession:
         on_condition: Callable[[Fault | None, bool], None],
         on_quarantine: Callable[[int], None],
     ) -> None:
-        self.blobs: Sequence[BlobState] = tuple(BlobState(index) for index in range(blobs))
+        settled = threading.Condition(threading.Lock())
+        self.blobs: Sequence[BlobState] = tuple(BlobState(index, settled) for index in range(blobs))
         self.waits = WaitTable()
         self.loans: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._plan = background
@@ -89,6 +129,7 @@ class FetchSession:
         self._urgent: deque[protocol.FromWorker] = deque()
         self._wishes: deque[protocol.Want] = deque(maxlen=MAX_WISHES)
         self._wake = trio.Event()
+        self._token: trio.lowlevel.TrioToken | None = None
         self._stalled: Fault | None = None
         self._failures: dict[int, Fault] = {}
         self._told: tuple[Fault | None, bool] = (None, False)
@@ -131,9 +172,11 @@ class FetchSession:
         return await self.wait_blocks(blob, [(block, 1)])
 
     def wish(self, blob: int, first: int, count: int) -> None:
-        """Asks for blocks that will be read soon; there is no answer."""
+        """Asks for blocks that will be read soon; there is no answer. From any thread."""
         self._wishes.append(protocol.Want(blob=blob, first=first, count=count, priority="readahead"))
-        self._wake.set()
+        if self._token is not None:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self._awake, idempotent=True)
 
     # ---- for the worker ----
 
@@ -148,6 +191,7 @@ class FetchSession:
 
     async def run(self, sock: socket.socket) -> None:
         """Speaks with one fetcher until it is gone. Closes `sock`."""
+        self._token = trio.lowlevel.current_trio_token()
         self._stalled = None
         self._tell()
         self._ask_again()
@@ -177,6 +221,9 @@ class FetchSession:
 
     def _post(self, message: protocol.FromWorker) -> None:
         self._urgent.append(message)
+        self._wake.set()
+
+    def _awake(self) -> None:
         self._wake.set()
 
     def _next(self) -> protocol.FromWorker | None:

@@ -178,6 +178,66 @@ def test_killed_reader_dies_at_once_although_its_block_never_comes() -> None:
         assert os.listdir(worker.path / "weights")
 
 
+_FAULTING_READER = """
+import mmap, signal, sys
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+file = open(sys.argv[1], "rb")
+mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+mapped.madvise(mmap.MADV_RANDOM)
+print("ready", flush=True)
+sys.stdout.buffer.write(mapped[5 * 1048576 : 5 * 1048576 + 100])
+"""
+"""Its page fault is one READ of one page, which the kernel does not let it die in; and signals come all the time."""
+
+
+def _faulting(worker: MountedWorker) -> subprocess.Popen[bytes]:
+    worker.fetcher.held = True
+    reader = subprocess.Popen([sys.executable, "-c", _FAULTING_READER, worker.path / MODEL], stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == b"ready\n"
+    worker.waiting_for(1)
+    until(lambda: _pending(reader.pid) & 1 << (signal.SIGALRM - 1), "a signal that it cannot take")
+    return reader
+
+
+def _pending(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:"))
+
+
+def test_killed_reader_dies_also_in_a_page_fault_after_other_signals() -> None:
+    """The kernel tells us of the first signal only, and waits for our answer whatever comes after it."""
+    with mounted_worker([CONTENT, SMALL], FILES) as worker:
+        reader = _faulting(worker)
+        reader.kill()
+        assert reader.wait(10) == -signal.SIGKILL
+        assert reader.stdout is not None
+        reader.stdout.close()
+        until(lambda: worker.report().waiting == 0, "the READ to be given up")
+
+
+def test_signals_do_not_make_a_page_fault_fail() -> None:
+    """EINTR is a SIGBUS on some kernels, and a fault again on others: a reader that is only interrupted waits on."""
+    with mounted_worker([CONTENT, SMALL], FILES) as worker:
+        reader = _faulting(worker)
+        assert [worker.report().reads for _ in range(20)] == [1] * 20
+        worker.fetcher.release()
+        assert reader.communicate(timeout=20)[0] == CONTENT[5 * BLOCK : 5 * BLOCK + 100]
+
+
+def test_storm_of_names_does_not_stop_reads() -> None:
+    """Many processes list a large directory at once: more answers than libfuse's socket has room for at a time."""
+    names = {f"dir/{'long-name' * 20}-{number:05}": (0, number, 1) for number in range(3000)}
+    with mounted_worker([CONTENT], {**names, "model": (0, 0, len(CONTENT))}) as worker:
+        listers = [
+            subprocess.Popen(["find", worker.path / "dir", "-type", "f", "-size", "-2"], stdout=subprocess.PIPE)
+            for _ in range(6)
+        ]
+        assert (worker.path / "model").read_bytes() == CONTENT
+        assert [len(lister.communicate(timeout=60)[0].splitlines()) for lister in listers] == [3000] * 6
+
+
 def test_hundreds_of_waiting_reads_do_not_stop_the_rest() -> None:
     """Names can be looked up and cached bytes read while many reads wait."""
     content = random.Random(2).randbytes(150 * BLOCK)
