@@ -89,7 +89,9 @@ class Run(Generic[B]):
         self.parked: list[Wish[B]] = []
 
     def covers(self, block: int) -> bool:
-        return self.whole or self.next <= block < self.end
+        # An indivisible blob is covered until the run ends, also while its blocks are handed out one by one: a second run
+        # would stop where this one stands, and ask for a part of what is only good as a whole.
+        return self.whole or self.blob.indivisible or self.next <= block < self.end
 
     def __repr__(self) -> str:
         return f"<Run {self.first}:{self.next}:{self.end} {self.priority.name}>"

@@ -345,3 +345,18 @@ def test_a_run_ends_where_another_one_begins() -> None:
     behind = take(queue)
 
     assert [(run.next, run.end) for run in (before, middle, behind)] == [(0, 10), (10, 12), (12, 32)]
+
+
+def test_indivisible_blob_is_never_asked_for_in_part() -> None:
+    """While its blocks are lent one by one, another reader's wish waits for the run, and is for the whole again."""
+    queue: Queue[FakeBlob] = Queue()
+    blob = FakeBlob(4, indivisible=True)
+    queue.want("a", blob, 0, 4, DEMAND)
+    lending = take(queue)
+    queue.arrived(lending, 0)
+    queue.arrived(lending, 1)
+    queue.want("b", blob, 0, 4, DEMAND)
+    assert queue.next_run(0.0, urgent_only=False) is None
+    queue.finish(lending)
+    run = take(queue)
+    assert (0, 4) == (run.next, run.end)
