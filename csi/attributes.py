@@ -50,7 +50,7 @@ def parse(context: Mapping[str, str]) -> Attributes:
     """The attributes in a volume context. Raises InvalidRequest or InvalidReference, naming the key."""
     values = _by_key(context)
     text = values.get("reference")
-    if not text:
+    if text is None:
         raise InvalidRequest(
             "the volume has no attribute reference",
             where="volumeAttributes",
@@ -135,7 +135,9 @@ def _boolean(name: str, text: str | None) -> bool:
         case "false":
             return False
         case _:
-            raise InvalidRequest(f"{text!r:.80} is neither true nor false", where=f"attribute {name}")
+            raise InvalidRequest(
+                f"{text!r:.80} is neither true nor false", where=f"attribute {name}", fix='use "true" or "false"'
+            )
 
 
 def _prefetch(text: str | None) -> Prefetch:

@@ -29,6 +29,7 @@ from csi.recovery import Mender, recover
 from csi.server import Server, is_served, socket_path
 from csi.targets import TargetRules
 from csi.volumes import VolumeRecords
+from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidConfig
 from fuse.mounting.status import MountStatus
 
@@ -63,7 +64,7 @@ class NodePlugin:
         if not 0 < len(settings.node_id.encode()) <= _MAX_NODE_ID_BYTES:
             raise InvalidConfig(f"must have 1 to {_MAX_NODE_ID_BYTES} bytes", where="node id", fix="see --node-id")
         if settings.max_volumes < 0:
-            raise InvalidConfig("must not be negative", where="max volumes")
+            raise InvalidConfig("must not be negative", where="max volumes", fix="0 means no limit")
         self._settings = settings
         self._manager = manager
         self._rules = TargetRules(settings.kubelet_dir)
@@ -156,7 +157,7 @@ class NodePlugin:
             directory.mkdir(mode=0o700, exist_ok=True)
             fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise InvalidConfig(f"cannot be used: {error.strerror}", where=str(directory)) from error
+            raise unusable(error, "the plugin's directory", directory, choice="--state-dir, --kubelet-dir") from error
         self._locks.callback(os.close, fd)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

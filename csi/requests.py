@@ -19,6 +19,7 @@ from fuse.errors import InvalidRequest
 
 _MAX_ID_BYTES: Final = 1024
 """CSI says 128; kubelet sends volume handles of PersistentVolumes as they are, and lengths are no danger to us."""
+_CALLER: Final = "kubelet always sends it: correct what calls in its place"
 _HARMLESS_FLAGS: Final = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"})
 """Mount options of a PersistentVolume that are in force anyway."""
 
@@ -69,7 +70,7 @@ def publish(request: pb.NodePublishVolumeRequest, rules: TargetRules) -> Publish
     volume_id = _volume_id(request.volume_id)
     _required("target_path", request.target_path)
     if not request.HasField("volume_capability"):
-        raise InvalidRequest("volume_capability is missing", where="NodePublishVolume")
+        raise InvalidRequest("volume_capability is missing", where="NodePublishVolume", fix=_CALLER)
     mode = _capability(request.volume_capability)
     key = VolumeKey(volume_id=volume_id, target=rules.parse(request.target_path))
     context = dict(request.volume_context)
@@ -132,12 +133,12 @@ def _capability(capability: pb.VolumeCapability) -> int:
 def _volume_id(text: str) -> str:
     _required("volume_id", text)
     if len(text.encode()) > _MAX_ID_BYTES:
-        raise InvalidRequest(f"volume_id is longer than {_MAX_ID_BYTES} bytes")
+        raise InvalidRequest(f"longer than {_MAX_ID_BYTES} bytes", where="volume_id", fix="use a shorter volumeHandle")
     if any(unicodedata.category(character) == "Cc" for character in text):
-        raise InvalidRequest("volume_id holds control characters")
+        raise InvalidRequest("holds control characters", where="volume_id", fix="use another volumeHandle")
     return text
 
 
 def _required(name: str, text: str) -> None:
     if not text:
-        raise InvalidRequest(f"{name} is missing")
+        raise InvalidRequest("it is missing", where=name, fix=_CALLER)

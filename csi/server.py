@@ -20,6 +20,7 @@ from typing import Final
 import grpc
 
 from csi.interceptors import Guard
+from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidConfig
 
 THREADS: Final = 64
@@ -71,7 +72,11 @@ class Server:
             try:
                 self._server.add_insecure_port(f"unix:{self.path}")
             except RuntimeError as error:
-                raise InvalidConfig("the socket cannot be bound", where=str(self.path)) from error
+                raise InvalidConfig(
+                    "the socket cannot be bound",
+                    where=str(self.path),
+                    fix="give an --endpoint that this user may create",
+                ) from error
             finally:
                 os.umask(umask)
             self.path.chmod(0o600)
@@ -91,11 +96,7 @@ def _locked_directory(path: Path) -> Iterator[None]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise InvalidConfig(
-            f"the directory of the socket cannot be used: {error.strerror}",
-            where=str(path.parent),
-            fix="see --endpoint",
-        ) from error
+        raise unusable(error, "the directory of the socket", path.parent, choice="--endpoint") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

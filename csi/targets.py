@@ -131,7 +131,7 @@ class TargetRules:
         )
         shown = repr(text if len(text) <= 300 else text[:297] + "...")
         if len(text.encode(errors="surrogateescape")) > _MAX_PATH_BYTES:
-            raise InvalidRequest("path is too long", where=shown)
+            raise InvalidRequest("path is too long", where=shown, fix=fix)
         relative = self._below(text)
         if relative is None:
             raise InvalidRequest("path is outside kubelet's directory", where=shown, fix=fix)

@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from fuse.disk import unusable
 from fuse.errors import InvalidConfig, MountFailed, NoSpace
 from fuse.filesystem.table import View
 from fuse.spec import Prefetch
@@ -71,9 +72,7 @@ class VolumeRecords:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             paths = sorted(self._directory.iterdir())
         except OSError as error:
-            raise InvalidConfig(
-                f"cannot be used: {error.strerror}", where=str(self._directory), fix="give another --state-dir"
-            ) from error
+            raise unusable(error, "the state directory", self._directory, choice="--state-dir") from error
         with self._lock:
             self._records.clear()
             self.unreadable.clear()

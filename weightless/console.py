@@ -37,8 +37,7 @@ def error(problem: WeightlessError) -> None:
     """`error: where: what`, and the fix on a second line."""
     where = f"{one_line(problem.where)}: " if problem.where else ""
     note(f"error: {where}{one_line(problem.what)}")
-    if problem.fix:
-        note(f"  fix: {one_line(problem.fix)}")
+    note(f"  fix: {one_line(problem.fix)}")
 
 
 def one_line(text: str) -> str:

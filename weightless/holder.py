@@ -25,7 +25,7 @@ import msgspec
 import structlog
 
 from fuse import wire
-from fuse.errors import Fault, WeightlessError
+from fuse.errors import Conflict, Fault, WeightlessError
 from fuse.filesystem.table import View
 from fuse.mounting import control
 from fuse.mounting.manager import MountManager
@@ -64,6 +64,11 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 Answer = Mounted | Failed
 
 
+def log_path(run_dir: Path, mountpoint: str, pid: int) -> Path:
+    """Where the holder `pid` logs. Each has a log of its own: two may be told to mount on one directory at once."""
+    return run_dir / f"{name_of(mountpoint)}.{pid}.log"
+
+
 def name_of(mountpoint: str) -> str:
     """What a holder is called in the run directory; its successor finds the keeper by it."""
     return f"mount-{hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:12]}"
@@ -83,7 +88,14 @@ class Holder:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._manager.start()
+        try:
+            self._manager.start()
+        except Conflict as error:
+            raise Conflict(
+                "another weightless mount is mounting on this directory, or has mounted on it",
+                where=self._order.mountpoint,
+                fix="use that mount (weightless status), unmount it first, or name another directory",
+            ) from error
         self._stack.callback(self._manager.close, keep=False)
         name = self._manager.settings.name
         server = control.ControlServer(self._manager, self._run_dir, name, on_idle=self._ended.set)
@@ -127,7 +139,7 @@ def main() -> None:
         order = received[0]
         try:
             run_dir = wiring.begin(order.settings, "mount")
-            with log_file(run_dir / f"{name_of(order.mountpoint)}.log"):
+            with log_file(log_path(run_dir, order.mountpoint, os.getpid())):
                 serve(order, run_dir, _Caller(channel))
         except WeightlessError as error:
             _Caller(channel).answer(Failed(fault=error.to_fault()))

@@ -27,6 +27,8 @@ from weightless.config import Config, LogLevel, load
 _PANEL: Final = "Shared options"
 FLAG: Final = ""
 """The metavar of an option without a value; left to typer, the help would show one."""
+REFUSED: Final = "see that it is there, has room, and that this user may use it"
+"""What to do where the system refuses something and none of our errors says more."""
 _CONTAINERD_CERTS: Final = Path("/etc/containerd/certs.d")
 
 PrefetchChoice = StrEnum("PrefetchChoice", ["full", "none"])
@@ -207,7 +209,7 @@ def _guarded(call: Callable[[], None], *, with_traceback: bool) -> None:
 
 def _unforeseen(error: Exception) -> WeightlessError:
     if isinstance(error, OSError) and error.strerror:
-        return WeightlessError(error.strerror, where=str(error.filename or ""))
+        return WeightlessError(error.strerror, where=str(error.filename or "the system"), fix=REFUSED)
     return WeightlessError(
         f"{type(error).__name__}: {error}",
         where="unforeseen",

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from fuse import logs
 from fuse.artifact.reference import Reference
+from fuse.errors import InvalidConfig
 from fuse.filesystem.table import View
 from fuse.mounting import device, fusermount, rundir
 from fuse.mounting.access import AccessReader
-from fuse.mounting.fetcher import FetcherClient, FetcherSettings
+from fuse.mounting.fetcher import FetcherClient
+from fuse.mounting.fetcher_start import FetcherSettings
 from fuse.mounting.manager import HolderSettings
 from weightless.options import Settings
 
@@ -54,7 +56,16 @@ def fetcher(settings: Settings, run_dir: Path) -> FetcherClient:
 
 
 def access_reader(settings: Settings, *, local_allowed: bool = True) -> AccessReader:
-    """Who runs a command may reach what listens on this machine; a pod that names a registry may not."""
+    """Who runs a command may reach what listens on this machine; a pod that names a registry may not.
+
+    Raises InvalidConfig for a directory of hosts.toml files that is not there: it was named, so something in it was to count.
+    """
+    if settings.certs_dir is not None and not settings.certs_dir.is_dir():
+        raise InvalidConfig(
+            "the directory of hosts.toml files does not exist, or is none",
+            where=str(settings.certs_dir),
+            fix="create it, or correct --certs-dir (certs-dir in weightless.toml)",
+        )
     return AccessReader(certs_dir=settings.certs_dir, plain_http=settings.plain_http, local_allowed=local_allowed)
 
 

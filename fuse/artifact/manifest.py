@@ -114,7 +114,8 @@ def parse(content: bytes, *, content_type: str, digest: Digest) -> Manifest | In
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if isinstance(error, msgspec.ValidationError) and _is_older_kind(content, content_type):
             raise _unknown_kind(content_type or "no media type", where) from None
-        raise InvalidArtifact(f"not a manifest in JSON: {error}", where=where) from error
+        fix = "see that this host is a registry, with no login page or proxy in between; else pack and push the artifact again"
+        raise InvalidArtifact(f"not a manifest in JSON: {error}", where=where, fix=fix) from error
     media_type = _media_type(document, content_type, where)
     if document.schema_version != 2:
         raise NotAModel(f"schemaVersion is {document.schema_version}, not 2", where=where, fix="push it again as OCI")
@@ -174,7 +175,7 @@ def _descriptors(found: list[_Descriptor] | None, where: str) -> tuple[Descripto
 
 def _descriptor(found: _Descriptor, where: str) -> Descriptor:
     if not 0 <= found.size <= MAX_BLOB_BYTES:
-        raise InvalidArtifact(f"a size of {found.size} for {found.digest[:160]!r}", where=where)
+        raise InvalidArtifact(f"an impossible size, {found.size} bytes, for {found.digest[:160]!r}", where=where)
     try:
         digest = Digest.parse(found.digest)
     except InvalidArtifact as error:

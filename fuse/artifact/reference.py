@@ -36,6 +36,14 @@ class Reference:
     def parse(cls, text: str) -> Reference:
         """Applies docker's defaults (`docker.io`, `library/`, `latest`). Raises InvalidReference."""
         shown = _shown(text)
+        if not text.strip():
+            raise InvalidReference(
+                "the reference is empty", where=repr(shown), fix=f"{_EXPECTED}; was a variable left unset?"
+            )
+        if text != text.strip():
+            raise InvalidReference(
+                "there is white space around the reference", where=repr(shown), fix="leave the white space out"
+            )
         if "://" in text:
             raise InvalidReference(
                 "a reference has no scheme", where=repr(shown), fix=f"leave out {shown.partition('://')[0]}://"

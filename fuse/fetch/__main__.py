@@ -1,7 +1,8 @@
-"""The fetcher's process: `python -m fuse.fetch --cache-dir DIR [--settings JSON] [--lock-fd FD]`.
+"""The fetcher's process: `python -m fuse.fetch --cache-dir DIR [--settings JSON] [--lock-fd FD] [--report-fd FD]`.
 
 One a cache directory, which the lock says. It listens on `fetcher.sock` there, becomes an unprivileged user if root started
-it, and ends as soon as its last administrator has gone. It keeps nothing that the disk does not hold.
+it, and ends as soon as its last administrator has gone. It keeps nothing that the disk does not hold. Where it cannot start, the
+reason is written to the report descriptor, as one `Fault` in JSON, for whoever started it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import argparse
 import encodings.idna  # needed by host names; once unprivileged, Python's own files may be out of reach
 import encodings.punycode  # noqa: F401  (as well, for those that are not ASCII, or begin with xn--)
-import errno
 import fcntl
 import gc
 import os
@@ -28,7 +28,8 @@ import structlog
 
 from fuse import logs, wire
 from fuse.cache.store import CacheStore, examine
-from fuse.errors import Conflict, InvalidConfig, InvalidRequest, NoSpace, WeightlessError
+from fuse.disk import unusable
+from fuse.errors import Conflict, InvalidRequest, Missing, WeightlessError
 from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
 from fuse.fetch.privileges import confine, drop, give_directory
@@ -41,6 +42,7 @@ from fuse.registry.transport import Transport
 LOCK_NAME: Final = "fetcher.lock"
 _FIRST_CONNECTION_S: Final = 30.0
 _BYE_S: Final = 2.0
+_CHOICE: Final = "--cache-dir, or cache-dir in weightless.toml"
 
 _log = structlog.get_logger(__name__)
 
@@ -134,13 +136,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--cache-dir", type=Path, required=True)
     parser.add_argument("--settings", default="{}")
     parser.add_argument("--lock-fd", type=int, default=None)
+    parser.add_argument("--report-fd", type=int, default=None)
     options = parser.parse_args(arguments)
+    if options.report_fd is not None:
+        os.set_inheritable(options.report_fd, False)
     try:
         settings = _settings(options.settings)
         logs.configure("fetcher", settings.log_level)
         run(options.cache_dir, settings, options.lock_fd)
     except WeightlessError as error:
         _log.error("fetcher_not_started", kind=error.kind, error=str(error))
+        if options.report_fd is not None:
+            with suppress(OSError):  # whoever started it may have gone
+                os.write(options.report_fd, msgspec.json.encode(error.to_fault()))
         return 1
     return 0
 
@@ -157,23 +165,25 @@ def run(cache_dir: Path, settings: FetcherSettings, lock_fd: int | None) -> None
         if starter == 0:
             give_directory(Path(), settings.uid, settings.gid)
         listener = _listen()
+    except OSError as error:
+        raise unusable(error, "the cache directory", cache_dir, choice=_CHOICE) from error
+    try:
         if starter == 0:
             drop(settings.uid, settings.gid)
         confine()
     except OSError as error:
-        raise InvalidConfig(f"the cache directory cannot be used: {error}", where=str(cache_dir)) from error
+        raise Missing(
+            f"the fetcher cannot give up its rights: {error.strerror}",
+            where=f"user {settings.uid}, group {settings.gid}",
+            fix="root needs the capabilities SETUID and SETGID for that",
+        ) from error
     try:
         # Threads of ours that are in the interpreter give it up sooner: the default of 5 ms makes convoys behind transfers.
         sys.setswitchinterval(0.0005)
         try:
             process = Process(listener, settings, frozenset({0, starter}))
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise (NoSpace if full else InvalidConfig)(
-                f"the cache cannot be opened: {error}",
-                where=str(cache_dir),
-                fix="free space on its disk, or name another --cache-dir" if full else "",
-            ) from error
+            raise unusable(error, "the cache directory", cache_dir, choice=_CHOICE) from error
         gc.collect()
         gc.freeze()
         try:
@@ -191,7 +201,9 @@ def _settings(text: str) -> FetcherSettings:
     try:
         return msgspec.json.decode(text, type=FetcherSettings)
     except msgspec.DecodeError as error:
-        raise InvalidRequest(f"the settings cannot be understood: {error}") from error
+        raise InvalidRequest(
+            f"the settings cannot be understood: {error}", where="fetcher", fix="use one version of weightless"
+        ) from error
 
 
 def _locked(lock_fd: int | None) -> int:

@@ -90,7 +90,7 @@ def resolve(
         # The registry's errors say the reference themselves.
         named = not error.where or error.where.startswith(str(reference))
         where = (error.where or str(reference)) if named else f"{reference}, {error.where}"
-        raise type(error)(error.what, where=where, fix=error.fix) from error
+        raise error.again(where=where) from error
 
 
 class _Resolving:

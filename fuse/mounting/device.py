@@ -56,7 +56,11 @@ def usable_mountpoint(path: Path) -> Path:
         raise Conflict(f"{there.file_system} is mounted there already", where=str(path), fix="unmount it first")
     inside = table.holding(real)
     if inside is not None and inside.ours:
-        raise InvalidRequest(f"the mount point lies inside of a mounted model, {inside.mountpoint}", where=str(path))
+        raise InvalidRequest(
+            f"the mount point lies inside of a mounted model, {inside.mountpoint}",
+            where=str(path),
+            fix="name a directory outside of it",
+        )
     try:
         mode = os.lstat(real).st_mode
     except OSError as error:

@@ -7,74 +7,27 @@ connection; without (a command), the next request reconnects.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
-import hashlib
-import os
-import sys
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
-import msgspec
 import structlog
 
-from fuse.errors import InvalidConfig, Unavailable, WeightlessError
+from fuse.errors import Unavailable, WeightlessError
 from fuse.fetch import protocol
 from fuse.filesystem.table import View
 from fuse.mounting import process
 from fuse.mounting.fetcher_connection import Connection
+from fuse.mounting.fetcher_start import FetcherSettings, connect_or_start, log_path
 from fuse.registry.access import Access
 
-PROGRAM: Final = ("-P", "-m", "fuse.fetch")
-UNPRIVILEGED_ID: Final = 65534
-WORKER_ID: Final = 65533
-"""What workers become. Not the fetcher's: the owner of a file can write it, whatever its mode, by a descriptor that only reads,
-and may send signals to the fetcher."""
-_START_LIMIT_S: Final = 30.0
-_POLL_S: Final = 0.02
 _END_GRACE_S: Final = 0.5
 _END_LIMIT_S: Final = 20.0
 _LONGEST_PAUSE_S: Final = 5.0
-_ERROR_TAIL_BYTES: Final = 2000
 
 _log = structlog.get_logger()
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetcherSettings:
-    """What a fetcher is started with; one that runs already keeps its own."""
-
-    cache_dir: Path
-    run_dir: Path
-    """Where its log goes, unless `log_to_stderr`."""
-    uid: int | None = None
-    """What it becomes when started by root; None means nobody (65534)."""
-    gid: int | None = None
-    quota_bytes: int | None = None
-    free_space_fraction: float | None = None
-    connections: int | None = None
-    log_level: str = "info"
-    log_to_stderr: bool = False
-    """Share this process's standard error: for a node plugin, whose container collects it."""
-
-    def argument(self) -> str:
-        """The value of `--settings`."""
-        root = os.geteuid() == 0
-        values: dict[str, object] = {
-            "uid": (UNPRIVILEGED_ID if self.uid is None else self.uid) if root else None,
-            "gid": (UNPRIVILEGED_ID if self.gid is None else self.gid) if root else None,
-            "quota_bytes": self.quota_bytes,
-            "free_space_fraction": self.free_space_fraction,
-            "connections": self.connections,
-            "log_level": self.log_level,
-        }
-        return msgspec.json.encode({key: value for key, value in values.items() if value is not None}).decode()
 
 
 class FetcherClient:
@@ -159,7 +112,7 @@ class FetcherClient:
             # If it answers, somebody else is connected, or it had not noticed yet that nobody is: then it notices now.
             ended = process.wait_for_pid(connection.pid, _END_GRACE_S if _answers(connection.path) else _END_LIMIT_S)
         if ended:
-            _log_path(self._settings).unlink(missing_ok=True)
+            log_path(self._settings).unlink(missing_ok=True)
 
     def _blobs(
         self, make: Callable[[int], protocol.Request], cancel: threading.Event | None = None
@@ -201,86 +154,6 @@ class FetcherClient:
             if connection is not told and self._on_connected is not None:
                 told = connection
                 self._on_connected(connection)
-
-
-def connect_or_start(settings: FetcherSettings, *, on_gone: Callable[[Connection], None]) -> tuple[Connection, bool]:
-    """A connection to the fetcher of `settings.cache_dir`, and whether it had to be started, since none lived there."""
-    path = settings.cache_dir / protocol.SOCKET_NAME
-    try:
-        settings.cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidConfig(
-            f"the cache directory cannot be created: {error.strerror}", where=str(settings.cache_dir)
-        ) from None
-    deadline = time.monotonic() + _START_LIMIT_S
-    child: process.Child | None = None
-    log: Path | None = None
-    while True:
-        with contextlib.suppress(FileNotFoundError, ConnectionError, Unavailable):
-            connection = Connection(path, on_gone=on_gone)
-            if child is not None:
-                child.reap_later()
-            return connection, child is not None
-        if child is None:
-            child, log = _start(settings, path)
-        elif child.wait(_POLL_S):
-            raise Unavailable(f"the fetcher {child.fate}{_tail(log)}", where=str(settings.cache_dir))
-        if child is None:  # another process starts one just now, or its fetcher is ending
-            time.sleep(_POLL_S)
-        if time.monotonic() > deadline:
-            if child is not None:
-                child.end(within_s=0)
-            raise Unavailable(
-                f"the fetcher does not answer within {_START_LIMIT_S:.0f} s{_tail(log)}", where=str(settings.cache_dir)
-            )
-
-
-def _start(settings: FetcherSettings, path: Path) -> tuple[process.Child | None, Path | None]:
-    """Starts a fetcher with the lock of the cache directory; (None, None) when somebody else has it."""
-    try:
-        lock = os.open(path.with_name("fetcher.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise InvalidConfig(
-            f"the cache directory cannot be used: {error.strerror}", where=str(settings.cache_dir)
-        ) from None
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return None, None
-            raise Unavailable(f"cannot lock: {error.strerror}", where=str(settings.cache_dir)) from None
-        path.unlink(missing_ok=True)  # nobody holds the lock: it is left over
-        log = None if settings.log_to_stderr else _log_path(settings)
-        stderr = (
-            2
-            if log is None
-            else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        )
-        try:
-            argv = [sys.executable, *PROGRAM, "--cache-dir", os.fspath(settings.cache_dir.absolute())]
-            argv += ["--settings", settings.argument(), "--lock-fd", str(lock)]
-            child = process.spawn(argv, pass_fds=(lock,), stderr=stderr, proxies=True)
-        finally:
-            if log is not None:
-                os.close(stderr)
-        return child, log
-    finally:
-        os.close(lock)  # the fetcher has its own reference to the same lock
-
-
-def _log_path(settings: FetcherSettings) -> Path:
-    name = hashlib.sha256(os.fsencode(settings.cache_dir.absolute())).hexdigest()[:12]
-    return settings.run_dir / f"fetcher-{name}.log"
-
-
-def _tail(log: Path | None) -> str:
-    if log is None:
-        return ""
-    with contextlib.suppress(OSError):
-        text = log.read_bytes()[-_ERROR_TAIL_BYTES:].decode(errors="replace").strip()
-        return f": {text}" if text else ""
-    return ""
 
 
 def _answers(path: Path) -> bool:

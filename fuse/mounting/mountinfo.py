@@ -122,7 +122,7 @@ def resolve(path: Path, table: MountTable | None = None) -> Path:
             continue
         links += 1
         if links > _MAX_SYMLINKS:
-            raise InvalidRequest("too many symbolic links", where=str(path))
+            raise InvalidRequest("too many symbolic links", where=str(path), fix="name the directory itself")
         steps = target.parts
         current = Path("/") if target.is_absolute() else current.parent
         pending.extend(reversed([step for step in steps if step != "/"]))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from fuse.errors import Fault, WeightlessError
+from fuse.errors import Fault, WeightlessError, from_fault
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.mount import Mount
 from fuse.mounting.mountinfo import MountTable
@@ -96,5 +96,4 @@ def health(mount: Mount, fetcher: FetcherClient) -> Health:
 
 
 def _words(fault: Fault) -> str:
-    where = f"{fault.where}: " if fault.where else ""
-    return f"{where}{fault.what}" + (f" ({fault.fix})" if fault.fix else "")
+    return str(from_fault(fault))

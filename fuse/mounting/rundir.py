@@ -7,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidConfig
 
 VARIABLE = "WEIGHTLESS_RUN_DIR"
@@ -41,9 +42,7 @@ def ensure(path: Path) -> Path:
             if found.st_mode & 0o077:
                 path.chmod(0o700)
     except OSError as error:
-        raise InvalidConfig(
-            f"the run directory cannot be used: {error.strerror}", where=str(path), fix=f"set {VARIABLE}"
-        ) from None
+        raise unusable(error, "the run directory", path, choice=f"set {VARIABLE}") from None
     return path
 
 

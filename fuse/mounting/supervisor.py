@@ -20,8 +20,9 @@ import structlog
 from fuse import spec, wire
 from fuse.errors import MountFailed, Unavailable, WeightlessError
 from fuse.mounting import device
-from fuse.mounting.fetcher import WORKER_ID, FetcherClient
+from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_connection import Connection
+from fuse.mounting.fetcher_start import WORKER_ID
 from fuse.mounting.keeping import Keeping
 from fuse.mounting.mount import Mount
 from fuse.mounting.values import HolderSettings

@@ -8,7 +8,7 @@ from pathlib import Path
 from fuse import spec
 from fuse.artifact.reference import Reference
 from fuse.filesystem.table import View
-from fuse.mounting.fetcher import FetcherSettings
+from fuse.mounting.fetcher_start import FetcherSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

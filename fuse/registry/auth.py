@@ -32,6 +32,7 @@ _FAILURE_HOLDS_S: Final = 0.25
 _RENEWAL_PAUSE_S: Final = 1.0
 _MAX_AUTHORIZERS: Final = 4096
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
+_TOKENS: Final = "the token service that the registry names is at fault: tell whoever runs the registry"
 
 
 class _TokenAnswer(msgspec.Struct):
@@ -92,7 +93,7 @@ class Authorizer:
                 return self._header  # another thread renewed it meanwhile
             if self._failure is not None and time.monotonic() - self._failed_at < _FAILURE_HOLDS_S:
                 # The threads that waited for a renewal that failed share its failure instead of repeating it.
-                raise type(self._failure)(self._failure.what, where=self._failure.where, fix=self._failure.fix)
+                raise self._failure.again()
             try:
                 self._meet(parse_challenges(www_authenticate), refused, realm)
             except WeightlessError as error:
@@ -114,12 +115,8 @@ class Authorizer:
             self._header = _basic(credential)
             return
         if credential is None:
-            raise Unauthenticated(
-                "the registry asks for credentials", where=self._where, fix="give it a user name and password"
-            )
-        raise Unauthenticated(
-            "the registry does not accept the credentials", where=self._where, fix="check user name and password"
-        )
+            raise Unauthenticated("the registry asks for credentials", where=self._where)
+        raise Unauthenticated("the registry does not accept the credentials", where=self._where)
 
     def _renew(self, challenge: Challenge, realm: Callable[[str], Route]) -> None:
         """Gets a token. The caller holds the lock, which is what makes the renewal single."""
@@ -156,11 +153,11 @@ class Authorizer:
             error = failure(reply, f"{self._where}, token service {route.authority}", secrets=self.secrets)
             if isinstance(error, Unauthenticated | Forbidden | Unavailable):
                 raise error
-            raise Unauthenticated(error.what, where=error.where, fix="check the registry's token service")
+            raise Unauthenticated(error.what, where=error.where, fix=_TOKENS)
         try:
             return msgspec.json.decode(reply.read(_MAX_TOKEN_ANSWER_BYTES), type=_TokenAnswer, strict=False)
         except (TooLarge, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise Unavailable("the token service's answer is not a token", where=route.authority) from None
+            raise Unavailable("the token service's answer is not a token", where=route.authority, fix=_TOKENS) from None
         finally:
             reply.close()
 
@@ -194,7 +191,7 @@ def _basic(credential: Credential) -> str:
 def _printable(token: str, where: str) -> str:
     """A token that can stand in a header: no line breaks that would begin another one."""
     if len(token) > _MAX_TOKEN or not _VISIBLE.fullmatch(token):
-        raise Unavailable("the token service's answer holds no usable token", where=where)
+        raise Unavailable("the token service's answer holds no usable token", where=where, fix=_TOKENS)
     return token
 
 

@@ -54,7 +54,7 @@ class BlobStream:
             count = self._reply.readinto(view[: self._left])
         except Unavailable as error:
             self._failed()
-            raise Unavailable(error.what, where=f"{self._where} from {self.source}") from error
+            raise error.again(where=f"{self._where} from {self.source}") from error
         if not count and view:
             self._failed()
             raise Unavailable("the connection was closed early", where=f"{self._where} from {self.source}")

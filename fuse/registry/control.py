@@ -18,7 +18,7 @@ import httpx
 
 from fuse.errors import Unavailable
 from fuse.registry.addresses import ANY_ADDRESS, AddressRule
-from fuse.registry.dial import CONNECT_TIMEOUT_S, Dialer, RuledBackend
+from fuse.registry.dial import CONNECT_TIMEOUT_S, NO_ANSWER, Dialer, RuledBackend
 from fuse.registry.proxies import Proxy, ProxyPolicy
 from fuse.registry.reply import TooLarge
 from fuse.registry.route import Route
@@ -199,11 +199,11 @@ class _Body(httpx.SyncByteStream):
 def _unavailable(error: Exception, where: str) -> Unavailable:
     fix = ""
     if isinstance(error, httpcore.ConnectTimeout):
-        what = f"cannot connect: no answer within {CONNECT_TIMEOUT_S:g} s"
+        what, fix = f"cannot connect: no answer within {CONNECT_TIMEOUT_S:g} s", NO_ANSWER
     elif isinstance(error, httpcore.TimeoutException):
         what = f"no answer within {READ_TIMEOUT_S:g} s"
     elif isinstance(error, httpcore.ConnectError):
-        what = f"cannot connect: {error}"
+        what, fix = f"cannot connect: {error}", NO_ANSWER
         if "CERTIFICATE_VERIFY_FAILED" in what:
             what = "cannot connect: the TLS certificate is not trusted"
             fix = "name the authority's certificate as `ca` in the host's hosts.toml"

@@ -18,6 +18,10 @@ from fuse.errors import Unavailable
 from fuse.registry.addresses import AddressRule, Reach, reach_of
 
 CONNECT_TIMEOUT_S: Final = 3.0
+NO_ANSWER: Final = (
+    "check host and port, that the registry runs, and what lies between: firewall, HTTP_PROXY, HTTPS_PROXY, NO_PROXY"
+)
+"""What to do when nobody answers."""
 _MAX_REMEMBERED: Final = 1024
 
 
@@ -43,7 +47,9 @@ class Dialer:
         except (socket.gaierror, UnicodeError) as error:
             reason = error.strerror if isinstance(error, socket.gaierror) else "not a valid name"
             raise Unavailable(
-                f"the host name cannot be resolved: {reason}", where=host, fix="check the name and the node's DNS"
+                f"the host name cannot be resolved: {reason}",
+                where=host,
+                fix="check the name, and the DNS of this machine",
             ) from None
         every = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         allowed = [address for address in every if rule.allows(address)]
@@ -63,7 +69,7 @@ class Dialer:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.note(host, port, address)
             return sock
-        raise Unavailable(f"cannot connect: {_reason(failure)}", where=f"{host}:{port}") from failure
+        raise Unavailable(f"cannot connect: {_reason(failure)}", where=f"{host}:{port}", fix=NO_ANSWER) from failure
 
     def note(self, host: str, port: int, address: str) -> None:
         with self._lock:

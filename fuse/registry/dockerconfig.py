@@ -32,6 +32,8 @@ _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NOT_FOUND: Final = "credentials not found in native keychain"
 _IDENTITY_USER: Final = "<token>"
 _MAX_FILE_BYTES: Final = 1024 * 1024
+_FIX_IN_FILE: Final = "log in anew with docker login, or point $DOCKER_CONFIG to another directory"
+_FIX_IN_POD: Final = "make the secret anew: kubectl create secret docker-registry"
 
 
 class _Entry(msgspec.Struct):
@@ -77,10 +79,13 @@ class DockerConfig:
         except (FileNotFoundError, NotADirectoryError):
             return cls(_Content(), str(path))
         except OSError as error:
-            raise InvalidConfig(f"cannot be read: {error.strerror}", where=str(path)) from None
+            fix = "let this user read it, or point $DOCKER_CONFIG to another directory"
+            raise InvalidConfig(f"cannot be read: {error.strerror}", where=str(path), fix=fix) from None
         content = _parse(text)
         if content is None:
-            raise InvalidConfig("not a docker config (JSON with auths, credHelpers, credsStore)", where=str(path))
+            raise InvalidConfig(
+                "not a docker config (JSON with auths, credHelpers, credsStore)", where=str(path), fix=_FIX_IN_FILE
+            )
         return cls(content, str(path))
 
     def credential(self, host: str) -> Credential | None:
@@ -114,7 +119,9 @@ class DockerConfig:
             except (binascii.Error, UnicodeDecodeError):
                 colon = ""
             if not colon:
-                raise InvalidConfig(f"auths.{key}.auth is not base64 of user:password", where=self._where)
+                raise InvalidConfig(
+                    f"auths.{key}.auth is not base64 of user:password", where=self._where, fix=_FIX_IN_FILE
+                )
             password = password.rstrip("\0")  # as docker: some tools wrote C strings
         credential = Credential(
             username=username,
@@ -157,7 +164,7 @@ def _checked(config: DockerConfig) -> Callable[[str], Credential | None]:
         try:
             return config.stored(host)
         except InvalidConfig as error:
-            raise InvalidRequest(error.what, where=error.where) from None
+            raise InvalidRequest(error.what, where=error.where, fix=_FIX_IN_POD) from None
 
     return credential
 
@@ -188,7 +195,9 @@ def _host_of_key(key: str) -> str:
 def _ask_helper(name: str, host: str, where: str) -> Credential | None:
     """`docker-credential-NAME get`: the host on standard input, JSON on standard output (docker/docker-credential-helpers)."""
     if not _HELPER_NAME.fullmatch(name):
-        raise InvalidConfig("the name of a credential helper is not usable", where=where)
+        raise InvalidConfig(
+            "the name of a credential helper is not usable", where=where, fix="mend credsStore and credHelpers there"
+        )
     program = f"docker-credential-{name}"
     asked = DOCKER_HUB_KEY if host == DOCKER_HUB else host
     try:
@@ -208,7 +217,8 @@ def _ask_helper(name: str, host: str, where: str) -> Credential | None:
         try:
             output, _ = process.communicate(asked.encode(), timeout=HELPER_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise Unavailable(f"{program} did not answer within {HELPER_TIMEOUT_S:g} s", where=where) from None
+            fix = f"see what it waits for: echo {host} | {program} get"
+            raise Unavailable(f"{program} did not answer within {HELPER_TIMEOUT_S:g} s", where=where, fix=fix) from None
         finally:
             # Its whole session: a helper may be a script whose children hold the pipes.
             with suppress(ProcessLookupError):

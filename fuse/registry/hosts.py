@@ -230,6 +230,8 @@ def _text(path: Path, where: str) -> str:
             raise InvalidConfig(f"{path} is larger than {_MAX_FILE_BYTES >> 20} MiB", where=where)
         return content.decode()
     except OSError as error:
-        raise InvalidConfig(f"cannot read {path}: {error.strerror}", where=where) from None
+        raise InvalidConfig(
+            f"cannot read {path}: {error.strerror}", where=where, fix="let it be read, or remove it"
+        ) from None
     except UnicodeDecodeError:
         raise InvalidConfig(f"{path} is not text", where=where) from None

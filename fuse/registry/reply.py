@@ -66,15 +66,21 @@ def failure(reply: Reply, where: str, *, secrets: Sequence[str] = ()) -> Weightl
     if status == 404:
         return NotFound(said or "not found", where=where, fix="check the host, the repository and the tag or digest")
     if status == 401:
-        return Unauthenticated(
-            said or "the registry does not accept the credentials", where=where, fix="check user name and password"
-        )
+        return Unauthenticated(said or "the registry does not accept the credentials", where=where)
     if status == 403:
-        return Forbidden(said or "access denied", where=where, fix="these credentials may not pull this repository")
+        return Forbidden(said or "access denied", where=where)
     shown = f"the registry answers {status}{_phrase(status)}{f': {said}' if said else ''}"
     if status >= 500 or status in _TEMPORARY or status < 400:
-        return Unavailable(shown, where=where, retry_after_s=retry_after_s)
-    return InvalidRequest(shown, where=where)
+        return Unavailable(shown, where=where, fix=_way_out(status), retry_after_s=retry_after_s)
+    return InvalidRequest(shown, where=where, fix="check the reference, and that this host is a registry")
+
+
+def _way_out(status: int) -> str:
+    if status == 429:
+        return "the registry limits how often it is asked: log in if it allows more to its users, or try again later"
+    if status >= 500:
+        return "the registry itself is in trouble: try again later, or tell whoever runs it"
+    return ""
 
 
 def explanation(reply: Reply, secrets: Sequence[str] = ()) -> str:

@@ -68,7 +68,9 @@ def _make(trust: Trust) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cadata=pem)
         except (ssl.SSLError, ValueError):
-            raise InvalidConfig("the CA certificate is not usable PEM", where="hosts.toml, ca") from None
+            raise InvalidConfig(
+                "the CA certificate is not usable PEM", where="hosts.toml, ca", fix="name a PEM file"
+            ) from None
     for certificate in trust.client_certificates:
         _load_client_certificate(context, certificate)
     if trust.skip_verify:

@@ -173,7 +173,9 @@ class Reader:
             where = self._tree.blob(state.index).digest
             _log.warning("block_damaged", blob=where, block=damaged, repairs=repairs)
             if repairs > REPAIRS:
-                raise Corrupt("the cache disk does not return what was written to it", where=where)
+                raise Corrupt(
+                    "the cache disk does not return what was written to it", where=where, fix="replace the cache's disk"
+                )
             with _Waiting(self._own, self._clock):
                 loans |= await session.wait_repaired(state.index, damaged)
 

@@ -67,7 +67,6 @@ def test_keys_of_kubernetes_and_for_migration_are_accepted() -> None:
     ("context", "words"),
     [
         ({}, "no attribute reference"),
-        ({"reference": ""}, "no attribute reference"),
         ({"reference": REFERENCE, "prefech": "full"}, "'prefech'.*known are reference, prefetch"),
         ({"reference": REFERENCE, "csi.weightless.dev/plain-http": "true"}, "csi.weightless.dev/plain-http"),
         ({"reference": REFERENCE, "model.csi.modelpack.org/mount-id": "1"}, "mount-id"),
@@ -89,10 +88,14 @@ def test_a_bad_attribute_is_named(context: dict[str, str], words: str) -> None:
         attributes.parse(context)
 
 
-def test_a_bad_reference_is_told_as_one() -> None:
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [("https://registry.example.com/a/b", "scheme"), ("", "is empty.*left unset"), ("a/b:1\n", "white space")],
+)
+def test_a_bad_reference_is_told_as_one(reference: str, words: str) -> None:
     """The attribute is named beside the reference."""
-    with pytest.raises(InvalidReference, match="attribute reference"):
-        attributes.parse({"reference": "https://registry.example.com/a/b"})
+    with pytest.raises(InvalidReference, match=f"attribute reference.*{words}"):
+        attributes.parse({"reference": reference})
 
 
 def test_secrets_are_checked_without_showing_them() -> None:

@@ -52,14 +52,14 @@ def main() -> None:
 
     from fuse import logs
     from fuse.filesystem.table import View
-    from fuse.mounting import fetcher
+    from fuse.mounting import fetcher_start
     from fuse.mounting.manager import HolderSettings, MountManager
     from fuse.registry.access import Access
     from tests.support import adminfetcher
 
     logs.configure("holder", "warning")
     run, cache, mountpoint = map(Path, sys.argv[1:])
-    fetcher.PROGRAM = adminfetcher.PROGRAM  # type: ignore[misc]  # a test's fetcher in its place
+    fetcher_start.PROGRAM = adminfetcher.PROGRAM  # type: ignore[misc]  # a test's fetcher in its place
     access = Access(registry="registry.example", endpoints=())
     manager = MountManager(HolderSettings(cache_dir=cache, run_dir=run))
     manager.start()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fuse.filesystem.table import View
-from fuse.mounting import fetcher
+from fuse.mounting import fetcher_start
 from fuse.mounting.manager import HolderSettings, MountManager, MountStatus
 from fuse.registry.access import Access
 from tests.support import adminfetcher
@@ -66,7 +66,7 @@ class Place:
 
 @contextmanager
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    monkeypatch.setattr(fetcher, "PROGRAM", adminfetcher.PROGRAM)
+    monkeypatch.setattr(fetcher_start, "PROGRAM", adminfetcher.PROGRAM)
     before = descriptors()
     with sandbox() as box:
         # By this the sandbox knows its workers.

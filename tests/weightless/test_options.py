@@ -80,9 +80,13 @@ def test_without_any_word_the_user_has_a_cache(monkeypatch, tmp_path):
     ("raised", "code", "lines"),
     [
         (InvalidRequest("what", where="where", fix="how"), 1, ["error: where: what", "  fix: how"]),
-        (InvalidRequest("what"), 1, ["error: what"]),
-        (InvalidRequest("a\x1b[31m\nb", where="w"), 1, ["error: w: a [31m b"]),
-        (PermissionError(13, "Permission denied", "/x"), 1, ["error: /x: Permission denied"]),
+        (InvalidRequest("what"), 1, ["error: what", f"  fix: {InvalidRequest.usual_fix}"]),
+        (InvalidRequest("a\x1b[31m\nb", where="w", fix="a\x1b[31m\nb"), 1, ["error: w: a [31m b", "  fix: a [31m b"]),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            1,
+            ["error: /x: Permission denied", f"  fix: {options.REFUSED}"],
+        ),
         (KeyboardInterrupt(), 130, ["interrupted"]),
     ],
 )

@@ -88,7 +88,7 @@ def _start(order: holder.Order, run_dir: Path) -> holder.Mounted:
             raise
     if received is None:
         raise MountFailed(
-            f"the holder died before it had mounted: {_last_words(order, run_dir)}", where=order.mountpoint
+            f"the holder died before it had mounted: {_last_words(order, run_dir, process.pid)}", where=order.mountpoint
         )
     answer = received[0]
     if isinstance(answer, holder.Failed):
@@ -107,8 +107,8 @@ def _tell(mounted: holder.Mounted, directory: Path) -> None:
     console.say(f"mounted {mounted.reference} on {directory} ({units.size(mounted.bytes_total)})")
 
 
-def _last_words(order: holder.Order, run_dir: Path) -> str:
-    log = run_dir / f"{holder.name_of(order.mountpoint)}.log"
+def _last_words(order: holder.Order, run_dir: Path, pid: int) -> str:
+    log = holder.log_path(run_dir, order.mountpoint, pid)
     with contextlib.suppress(OSError):
         text = console.one_line(log.read_text(errors="replace")[-500:])
         log.unlink()

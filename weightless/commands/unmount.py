@@ -13,6 +13,8 @@ from fuse.mounting.mountinfo import Entry, MountTable, resolve
 from weightless import console, holder, wiring
 from weightless.options import Settings
 
+_LIST = "weightless status shows what is mounted"
+
 
 def run(settings: Settings, directory: Path, *, lazy: bool) -> None:
     run_dir = wiring.begin(settings)
@@ -41,10 +43,10 @@ def _mounted(directory: Path) -> Path:
     try:
         path = resolve(directory.absolute(), table)
     except OSError as error:
-        raise NotFound(error.strerror or "cannot be found", where=str(directory)) from None
+        raise NotFound(error.strerror or "cannot be found", where=str(directory), fix=_LIST) from None
     there: Entry | None = table.at(path)
     if there is None:
-        raise NotFound("nothing is mounted there", where=str(directory), fix="weightless status shows what is mounted")
+        raise NotFound("nothing is mounted there", where=str(directory), fix=_LIST)
     if not there.ours:
         raise InvalidRequest(
             f"is a mount of {there.file_system}, not of weightless", where=str(directory), fix="use umount"

@@ -470,7 +470,7 @@ def test_a_disk_without_room_for_a_cache_is_one_line(tmp_path: Path) -> None:
         said = fetcher.output()
 
     assert fetcher.process.returncode == 1
-    assert "the cache cannot be opened" in said
+    assert "the cache directory cannot be used" in said
     assert "Traceback" not in said
 
 

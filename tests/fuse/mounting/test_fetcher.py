@@ -17,8 +17,9 @@ from fuse.errors import Cancelled, InvalidConfig, NotFound, Unavailable
 from fuse.fetch import protocol
 from fuse.filesystem import table
 from fuse.filesystem.table import View
-from fuse.mounting.fetcher import FetcherClient, FetcherSettings
+from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_connection import Connection
+from fuse.mounting.fetcher_start import FetcherSettings
 from tests.support.holders import ACCESS, Place, place, zombies
 from tests.support.leaks import alive
 from tests.support.waiting import until
@@ -180,7 +181,7 @@ def test_a_cache_directory_that_cannot_be_made_is_named(here: Place) -> None:
     """A file stands where the directory should be."""
     (here.box.root / "file").touch()
     client = FetcherClient(FetcherSettings(cache_dir=here.box.root / "file" / "cache", run_dir=here.box.run))
-    with pytest.raises(InvalidConfig, match="cannot be created"):
+    with pytest.raises(InvalidConfig, match="its path, is a file"):
         client.cache_list()
     client.close()
 
