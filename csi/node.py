@@ -61,7 +61,11 @@ class Node(rpc.NodeServicer):
         key = requests.stats(request, self._rules)
         record = self._publisher.find(key) if key is not None else None
         if record is None:
-            raise NotFound(f"volume {request.volume_id!r:.200} is not published at {request.volume_path!r:.300}")
+            raise NotFound(
+                f"volume {request.volume_id!r:.200} is not published there",
+                where=f"{request.volume_path!r:.300}",
+                fix="publish it first",
+            )
         health = self._mender.health(record) or self._publisher.health(record)
         return pb.NodeGetVolumeStatsResponse(
             usage=[
@@ -93,7 +97,9 @@ class Node(rpc.NodeServicer):
     @contextmanager
     def _slot(self) -> Iterator[None]:
         if not self._slots.acquire(blocking=False):
-            raise InProgress(f"{MAX_PUBLISHES} volumes are being published already", fix="it will be tried again")
+            raise InProgress(
+                f"{MAX_PUBLISHES} volumes are being published already", where="node", fix="it will be tried again"
+            )
         try:
             yield
         finally:

@@ -125,7 +125,7 @@ def is_served(path: Path) -> bool:
         probe.settimeout(_PROBE_LIMIT_S)
         try:
             probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
+        except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
             # A full backlog, or no answer: somebody holds it.

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fuse.errors import InvalidRequest
 from weightless import __version__, console
 from weightless.options import (
     FLAG,
@@ -56,6 +57,13 @@ Exclude = Annotated[
 ExcludeWeights = Annotated[
     bool, typer.Option("--exclude-weights", metavar=FLAG, help="Hide model weights, by their names.")
 ]
+
+
+def _directory(text: str) -> Path:
+    """To a path, an empty text would be the current directory: nobody means that."""
+    if not text:
+        raise InvalidRequest("it is empty", where="DIR", fix="name a directory; was a variable left unset?")
+    return Path(text)
 
 
 def _show_version(wanted: bool) -> None:
@@ -137,7 +145,7 @@ def mount(
     run(
         settings,
         reference,
-        Path(directory),
+        _directory(directory),
         exclude=tuple(exclude or ()),
         exclude_weights=exclude_weights,
         foreground=foreground,
@@ -159,7 +167,7 @@ def unmount(
     """Unmount a model; returns when the processes behind it are gone. What was fetched stays in the cache."""
     from weightless.commands.unmount import run
 
-    run(settings, Path(directory), lazy=lazy)
+    run(settings, _directory(directory), lazy=lazy)
 
 
 @app.command(name="inspect")

@@ -37,7 +37,16 @@ from fuse.spec import Prefetch
 from weightless.units import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-_CHOICES: Final = {"prefetch": ", ".join(get_args(Prefetch)), "log-level": ", ".join(get_args(LogLevel))}
+_CHOICES: Final = {
+    "prefetch": f"one of {', '.join(get_args(Prefetch))}",
+    "log-level": f"one of {', '.join(get_args(LogLevel))}",
+    "free-space": "a share of the disk from 0 to below 1, such as 0.15",
+    "connections": "a whole number from 1 to 256",
+    "quota": 'a number of bytes, or text such as "500GB"',
+    "plain-http": "true or false",
+    **dict.fromkeys(("cache", "fetch", "node"), "a table, as in [cache]"),
+}
+_ELSE: Final = "text in quotes"
 ENVIRONMENT: Final = "WEIGHTLESS_CONFIG"
 
 
@@ -76,7 +85,7 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
     @property
     def quota_bytes(self) -> int | None:
         quota = self.cache.quota
-        return parse_size(quota) if isinstance(quota, str) else quota
+        return None if quota is None else parse_size(str(quota))
 
 
 def load(path: Path | None) -> Config:
@@ -89,17 +98,19 @@ def load(path: Path | None) -> Config:
         with path.open("rb") as file:
             content = tomllib.load(file)
     except OSError as error:
-        raise InvalidConfig(f"cannot be read: {error.strerror}", where=str(path)) from error
+        fix = "correct --config (or $WEIGHTLESS_CONFIG), or let this user read the file"
+        raise InvalidConfig(f"cannot be read: {error.strerror}", where=str(path), fix=fix) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"is not TOML: {error}", where=str(path)) from error
+        fix = "mend the file; docs/CONFIGURATION.md has an example"
+        raise InvalidConfig(f"is not TOML: {error}", where=str(path), fix=fix) from error
     _refuse_unknown(content, Config, str(path), "")
     try:
         config = msgspec.convert(content, Config)
         _ = config.quota_bytes
     except msgspec.ValidationError as error:
         what = str(error)[:1].lower() + str(error)[1:].replace("`$.", "`")
-        fix = next((f"use {words}" for key, words in _CHOICES.items() if what.endswith(f"`{key}`")), "")
-        raise InvalidConfig(what, where=str(path), fix=fix) from error
+        key = what.rpartition("`")[0].rpartition("`")[2].rpartition(".")[2]
+        raise InvalidConfig(what, where=str(path), fix=f"use {_CHOICES.get(key, _ELSE)}") from error
     except InvalidRequest as error:
         raise InvalidConfig(f"cache.quota: {error.what}", where=str(path), fix=error.fix) from error
     return config

@@ -11,7 +11,7 @@ from typing import Final
 
 from fuse.artifact.entries import MAX_ENTRIES, Entry
 from fuse.artifact.manifest import Descriptor
-from fuse.artifact.view import Filter
+from fuse.artifact.view import PATTERNS, Filter
 from fuse.errors import InvalidArtifact, InvalidRequest
 from fuse.filesystem.table import ROOT, Artifact, Blob, Node, Table, View
 
@@ -141,7 +141,7 @@ def _shown(found: dict[str, Entry], view: View) -> dict[str, Entry]:
     hidden = Filter(view)
     kept = {path for path, entry in found.items() if entry.kind != "d" and not hidden.hides(path)}
     if not any(found[path].kind == "f" for path in kept):
-        raise InvalidRequest("the patterns exclude every file of the artifact", fix="exclude fewer files")
+        raise InvalidRequest("they exclude every file of the artifact", where=PATTERNS, fix="exclude fewer files")
     filled = {entry.path.rpartition("/")[0] for entry in found.values()}
     kept.update(
         path

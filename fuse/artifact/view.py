@@ -18,7 +18,7 @@ from fuse.filesystem.table import View
 
 MAX_PATTERNS: Final = 256
 MAX_PATTERN_CHARACTERS: Final = 1024
-_PATTERNS: Final = "patterns of files to exclude"
+PATTERNS: Final = "patterns of files to exclude"
 
 # By name, for tools disagree about layer types. Indexes of shards go with their shards: without them they only mislead loaders.
 WEIGHTS: Final = (
@@ -93,7 +93,7 @@ class Filter:
     def __init__(self, view: View) -> None:
         if len(view.exclude) > MAX_PATTERNS:
             raise InvalidRequest(
-                f"{len(view.exclude)}, more than {MAX_PATTERNS}", where=_PATTERNS, fix="use fewer, broader patterns"
+                f"{len(view.exclude)}, more than {MAX_PATTERNS}", where=PATTERNS, fix="use fewer, broader patterns"
             )
         self._exclude_weights = view.exclude_weights
         self._patterns = [pattern for text in view.exclude if (pattern := _compiled(text)) is not None]
@@ -195,6 +195,6 @@ def _refused(text: str, why: str) -> InvalidRequest:
     shown = text if len(text) <= 120 else f"{text[:117]}..."
     return InvalidRequest(
         f"the pattern {shown!r} {why}",
-        where=_PATTERNS,
+        where=PATTERNS,
         fix="patterns have the syntax of gitignore",
     )

@@ -81,7 +81,9 @@ def _program() -> str:
     path = shutil.which("fusermount3")
     if path is None:
         raise Missing(
-            "fusermount3 is not installed", fix="install the package fuse3, or mount as root: without it only root may"
+            "it is not installed",
+            where="fusermount3",
+            fix="install the package fuse3, or mount as root: without it only root may",
         )
     return path
 

@@ -6,6 +6,7 @@ named its host is never reused for a request that a stranger's redirect sends to
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -28,6 +29,7 @@ READ_TIMEOUT_S: Final = 10.0
 BODY_LIMIT_S: Final = 60.0
 """For a whole body; the largest that is read here is a manifest of 4 MiB."""
 _MAX_POOLS: Final = 32
+_ERRNO: Final = re.compile(r"^\[Errno -?\d+\] ")
 _BROKEN: Final = (
     httpcore.TimeoutException,
     httpcore.NetworkError,
@@ -203,7 +205,7 @@ def _unavailable(error: Exception, where: str) -> Unavailable:
     elif isinstance(error, httpcore.TimeoutException):
         what = f"no answer within {READ_TIMEOUT_S:g} s"
     elif isinstance(error, httpcore.ConnectError):
-        what, fix = f"cannot connect: {error}", NO_ANSWER
+        what, fix = f"cannot connect: {_ERRNO.sub('', str(error))}", NO_ANSWER
         if "CERTIFICATE_VERIFY_FAILED" in what:
             what = "cannot connect: the TLS certificate is not trusted"
             fix = "name the authority's certificate as `ca` in the host's hosts.toml"

@@ -61,7 +61,9 @@ class Conversation:
             reply = send(route, self._own_headers(headers, authorization) if own else headers)
         if reply.status in REDIRECTS:
             reply.close()
-            raise Unavailable(f"more than {MAX_REDIRECTS} redirects", where=self.authority)
+            raise Unavailable(
+                f"more than {MAX_REDIRECTS} redirects", where=self.authority, fix="tell whoever runs the registry"
+            )
         return reply, route
 
     def is_own(self, route: Route) -> bool:

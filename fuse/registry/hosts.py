@@ -231,7 +231,7 @@ def _text(path: Path, where: str) -> str:
         return content.decode()
     except OSError as error:
         raise InvalidConfig(
-            f"cannot read {path}: {error.strerror}", where=where, fix="let it be read, or remove it"
+            f"cannot read {path}: {error.strerror}", where=where, fix="correct the path, or let this user read it"
         ) from None
     except UnicodeDecodeError:
         raise InvalidConfig(f"{path} is not text", where=where) from None

@@ -1,4 +1,4 @@
-"""Artifacts and registries that are wrong in one way each: what to ask for, and what the refusal must say.
+"""Artifacts and registries that are wrong in one way each: what to ask for, what the refusal must say, and what to do.
 
 The table is used twice, through the command line and through CSI.
 """
@@ -27,7 +27,9 @@ class Case:
     """Makes the registry bad; returns the reference to ask for."""
     code: grpc.StatusCode
     says: tuple[str, ...]
-    """Words of the message, in any case of letters."""
+    """Words of what and where, in any case of letters."""
+    fix: str
+    """Words of what to do."""
 
 
 def _text(reference: str) -> Callable[[FaultyRegistry, PackedModel], str]:
@@ -41,6 +43,13 @@ def _scripted(words: str) -> Callable[[FaultyRegistry, PackedModel], str]:
         return f"{registry.host}/{REPOSITORY}:1"
 
     return prepare
+
+
+def _stopped(registry: FaultyRegistry, packed: PackedModel) -> str:
+    del packed
+    host = registry.host
+    registry.stop()
+    return f"{host}/{REPOSITORY}:1"
 
 
 def _locked(registry: FaultyRegistry, packed: PackedModel) -> str:
@@ -90,6 +99,11 @@ def _twice(manifest: dict[str, Any]) -> None:
     second["annotations"]["org.cncf.model.filepath"] = first["annotations"]["org.cncf.model.filepath"]
 
 
+def _resized(manifest: dict[str, Any]) -> None:
+    first = manifest["layers"][0]
+    manifest["layers"].append({**first, "size": first["size"] + 1})
+
+
 def _image(manifest: dict[str, Any]) -> None:
     manifest.pop("artifactType")
     manifest["config"]["mediaType"] = "application/vnd.oci.image.config.v1+json"
@@ -119,66 +133,192 @@ def _missing_repository(registry: FaultyRegistry, packed: PackedModel) -> str:
 _C: Final = grpc.StatusCode
 BAD_ARTIFACTS: Final = [
     Case(
+        name="empty reference",
+        prepare=_text(""),
+        code=_C.INVALID_ARGUMENT,
+        says=("reference", "empty"),
+        fix="left unset",
+    ),
+    Case(
+        name="nobody listens",
+        prepare=_stopped,
+        code=_C.UNAVAILABLE,
+        says=("127.0.0.1", "refused"),
+        fix="check host and port",
+    ),
+    Case(
+        name="two sizes of one layer",
+        prepare=_changed(_resized),
+        code=_C.FAILED_PRECONDITION,
+        says=("two sizes", REPOSITORY),
+        fix="pack it again",
+    ),
+    Case(
         name="malformed reference",
         prepare=_text("not a reference"),
         code=_C.INVALID_ARGUMENT,
         says=("not a reference",),
+        fix="expected host[:port]/repository",
     ),
     Case(
         name="malformed digest",
         prepare=_text("registry.example.com/model@sha256:abc"),
         code=_C.INVALID_ARGUMENT,
         says=("sha256:abc",),
+        fix="lower-case hexadecimal",
     ),
     Case(
-        name="unknown host", prepare=_text("registry.invalid/model:1"), code=_C.UNAVAILABLE, says=("registry.invalid",)
+        name="unknown host",
+        prepare=_text("registry.invalid/model:1"),
+        code=_C.UNAVAILABLE,
+        says=("registry.invalid",),
+        fix="check the name, and the DNS",
     ),
-    Case(name="unknown repository", prepare=_missing_repository, code=_C.NOT_FOUND, says=("models/other",)),
-    Case(name="unknown tag", prepare=_missing_tag, code=_C.NOT_FOUND, says=(f"{REPOSITORY}:2",)),
-    Case(name="401", prepare=_locked, code=_C.UNAUTHENTICATED, says=(REPOSITORY, "credential")),
-    Case(name="403", prepare=_denied, code=_C.PERMISSION_DENIED, says=(REPOSITORY,)),
-    Case(name="500", prepare=_scripted("500"), code=_C.UNAVAILABLE, says=("500",)),
-    Case(name="429", prepare=_scripted("429"), code=_C.UNAVAILABLE, says=("429",)),
-    Case(name="closes early", prepare=_scripted("cut@20"), code=_C.UNAVAILABLE, says=("connection",)),
-    Case(name="not JSON", prepare=_content(b"<html>hello</html>"), code=_C.FAILED_PRECONDITION, says=("json",)),
-    Case(name="not an object", prepare=_content(b"[]"), code=_C.FAILED_PRECONDITION, says=(REPOSITORY,)),
+    Case(
+        name="unknown repository",
+        prepare=_missing_repository,
+        code=_C.NOT_FOUND,
+        says=("models/other",),
+        fix="check the host, the repository and the tag",
+    ),
+    Case(
+        name="unknown tag",
+        prepare=_missing_tag,
+        code=_C.NOT_FOUND,
+        says=(f"{REPOSITORY}:2",),
+        fix="check the host, the repository and the tag",
+    ),
+    Case(
+        name="401",
+        prepare=_locked,
+        code=_C.UNAUTHENTICATED,
+        says=(REPOSITORY, "credential"),
+        fix="docker login; in a pod, name a secret for it in the volume's nodePublishSecretRef",
+    ),
+    Case(
+        name="403",
+        prepare=_denied,
+        code=_C.PERMISSION_DENIED,
+        says=(REPOSITORY,),
+        fix="ask the registry's owner",
+    ),
+    Case(
+        name="500",
+        prepare=_scripted("500"),
+        code=_C.UNAVAILABLE,
+        says=("500",),
+        fix="tell whoever runs it",
+    ),
+    Case(
+        name="429",
+        prepare=_scripted("429"),
+        code=_C.UNAVAILABLE,
+        says=("429",),
+        fix="log in if it allows more",
+    ),
+    Case(
+        name="closes early",
+        prepare=_scripted("cut@20"),
+        code=_C.UNAVAILABLE,
+        says=("connection",),
+        fix="try again",
+    ),
+    Case(
+        name="not JSON",
+        prepare=_content(b"<html>hello</html>"),
+        code=_C.FAILED_PRECONDITION,
+        says=("json",),
+        fix="no login page or proxy in between",
+    ),
+    Case(
+        name="not an object",
+        prepare=_content(b"[]"),
+        code=_C.FAILED_PRECONDITION,
+        says=(REPOSITORY,),
+        fix="no login page or proxy in between",
+    ),
     Case(
         name="manifest too large",
         prepare=_changed(lambda manifest: manifest.update(annotations={"x": "y" * 5_000_000})),
         code=_C.FAILED_PRECONDITION,
         says=("4 mib",),
+        fix="pack it again",
     ),
     Case(
         name="manifest and index at once",
         prepare=_changed(lambda manifest: manifest.update(manifests=[])),
         code=_C.FAILED_PRECONDITION,
         says=("manifests", REPOSITORY),
+        fix="pack it again",
     ),
-    Case(name="negative size", prepare=_layer(size=-1), code=_C.FAILED_PRECONDITION, says=("size",)),
-    Case(name="size is no number", prepare=_layer(size="many"), code=_C.FAILED_PRECONDITION, says=("size",)),
+    Case(
+        name="negative size",
+        prepare=_layer(size=-1),
+        code=_C.FAILED_PRECONDITION,
+        says=("size",),
+        fix="pack it again",
+    ),
+    Case(
+        name="size is no number",
+        prepare=_layer(size="many"),
+        code=_C.FAILED_PRECONDITION,
+        says=("size",),
+        fix="pack and push the artifact again",
+    ),
     Case(
         name="digest with a path",
         prepare=_layer(digest="sha256:../../etc"),
         code=_C.FAILED_PRECONDITION,
         says=("digest",),
+        fix="lower-case hexadecimal",
     ),
     Case(
-        name="name that climbs", prepare=_filepath("a/../../../etc/passwd"), code=_C.FAILED_PRECONDITION, says=("..",)
+        name="name that climbs",
+        prepare=_filepath("a/../../../etc/passwd"),
+        code=_C.FAILED_PRECONDITION,
+        says=("..",),
+        fix="plain relative paths",
     ),
-    Case(name="absolute name", prepare=_filepath("/etc/passwd"), code=_C.FAILED_PRECONDITION, says=("/etc/passwd",)),
-    Case(name="name with NUL", prepare=_filepath("a\0b"), code=_C.FAILED_PRECONDITION, says=("nul",)),
-    Case(name="same name twice", prepare=_changed(_twice), code=_C.FAILED_PRECONDITION, says=("twice",)),
+    Case(
+        name="absolute name",
+        prepare=_filepath("/etc/passwd"),
+        code=_C.FAILED_PRECONDITION,
+        says=("/etc/passwd",),
+        fix="plain relative paths",
+    ),
+    Case(
+        name="name with NUL",
+        prepare=_filepath("a\0b"),
+        code=_C.FAILED_PRECONDITION,
+        says=("nul",),
+        fix="plain relative paths",
+    ),
+    Case(
+        name="same name twice",
+        prepare=_changed(_twice),
+        code=_C.FAILED_PRECONDITION,
+        says=("twice",),
+        fix="without one of the two",
+    ),
     Case(
         name="compressed layer",
         prepare=_layer(mediaType="application/vnd.cncf.model.weight.v1.tar+gzip"),
         code=_C.FAILED_PRECONDITION,
         says=("application/vnd.cncf.model.weight.v1.tar+gzip",),
+        fix="without compression",
     ),
     Case(
         name="container image",
         prepare=_changed(_image),
         code=_C.FAILED_PRECONDITION,
         says=("application/vnd.oci.image.",),
+        fix="ModelPack",
     ),
-    Case(name="other content than the digest", prepare=_other_digest, code=_C.DATA_LOSS, says=("sha256:", "digest")),
+    Case(
+        name="other content than the digest",
+        prepare=_other_digest,
+        code=_C.DATA_LOSS,
+        says=("sha256:", "digest"),
+        fix="remove it from the registry or mirror",
+    ),
 ]

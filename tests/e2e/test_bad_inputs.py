@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,16 @@ pytestmark = pytest.mark.kernel
 by_name = pytest.mark.parametrize("case", BAD_ARTIFACTS, ids=[case.name for case in BAD_ARTIFACTS])
 
 
-def assert_refused(result: Result, *says: str, code: int = 1) -> None:
-    """`error: where: what` on stderr with all the words, and a way out at most; no traceback, nothing on stdout."""
+def assert_refused(result: Result, *says: str, fix: str = "", code: int = 1) -> None:
+    """`error: where: what` on stderr with all the words, and what to do; no traceback, nothing on stdout."""
     assert code == result.code, str(result)
     assert "" == result.out, str(result)
     assert "Traceback" not in result.error, str(result)
     if code == 1:
-        first, *rest = result.error.splitlines()
-        assert first.startswith("error: "), str(result)
-        assert [] == rest or (len(rest) == 1 and rest[0].startswith("  fix: ")), str(result)
+        first, second = result.error.splitlines()
+        assert re.fullmatch(r"error: .+: .+", first), str(result)
+        assert re.fullmatch(r"  fix: .+", second), str(result)
+        assert fix in second, str(result)
     # Terminals wrap usage errors into boxes: compare words without them.
     flat = re.sub(r"[\s│╭╮╰╯─]+", " ", result.error).lower()
     assert [] == [word for word in says if word.lower() not in flat], str(result)
@@ -50,7 +52,7 @@ def test_the_command_line_refuses(case: Case, cli: CommandLine, registry: Faulty
     """`mount` fails with exit code 1 and says what, where; the mount point is as it was, and no process stays."""
     directory = cli.sandbox.directory("mnt")
     reference = case.prepare(registry, packed)
-    assert_refused(cli.run("mount", reference, directory), *case.says)
+    assert_refused(cli.run("mount", reference, directory), *case.says, fix=case.fix)
     assert [] == cli.sandbox.mounts()
     assert [] == list(directory.iterdir())
     until(lambda: not cli.sandbox.processes(), "no process stays", within_s=5)
@@ -60,27 +62,40 @@ def test_a_mount_point_that_is_a_file(cli: CommandLine, reference: str) -> None:
     """The message names the file."""
     file = cli.sandbox.root / "file"
     file.write_text("mine")
-    assert_refused(cli.run("mount", reference, file), str(file), "director")
+    assert_refused(cli.run("mount", reference, file), str(file), "director", fix="name a directory")
     assert "mine" == file.read_text()
 
 
 def test_a_mount_point_that_is_missing(cli: CommandLine, reference: str) -> None:
     """It is named, and not made."""
     missing = cli.sandbox.root / "missing"
-    assert_refused(cli.run("mount", reference, missing), str(missing))
+    assert_refused(cli.run("mount", reference, missing), str(missing), fix="create it first")
     assert not missing.exists()
+
+
+def test_a_mount_point_that_is_empty(cli: CommandLine, reference: str) -> None:
+    """A variable that is not set is not the current directory."""
+    assert_refused(cli.run("mount", reference, ""), "DIR", "empty", fix="left unset")
+    assert_refused(cli.run("unmount", ""), "DIR", "empty", fix="left unset")
+
+
+def test_a_mount_point_inside_of_a_mount(cli: CommandLine, reference: str) -> None:
+    """The mount that it lies in is named."""
+    with cli.mounted(reference) as mounted:
+        inside = mounted / "weights"
+        assert_refused(cli.run("mount", reference, inside), str(inside), "inside of", fix="outside of it")
 
 
 def test_a_mount_point_that_is_mounted_already(cli: CommandLine, reference: str, small_model: Path) -> None:
     """The second mount is refused and the first is untouched."""
     with cli.mounted(reference) as mounted:
-        assert_refused(cli.run("mount", reference, mounted), str(mounted), "mounted")
+        assert_refused(cli.run("mount", reference, mounted), str(mounted), "mounted", fix="unmount it first")
         assert digest_tree(small_model) == digest_tree(mounted)
 
 
 def test_unmounting_what_is_not_mounted(cli: CommandLine) -> None:
     directory = cli.sandbox.directory("plain")
-    assert_refused(cli.run("unmount", directory), str(directory), "not")
+    assert_refused(cli.run("unmount", directory), str(directory), "not", fix="weightless status")
 
 
 def test_unmounting_a_pods_volume_is_refused(cli: CommandLine, registry: FaultyRegistry, packed: PackedModel) -> None:
@@ -111,7 +126,7 @@ def test_unmounting_what_is_busy_changes_nothing(cli: CommandLine, reference: st
 def test_all_files_excluded(cli: CommandLine, reference: str) -> None:
     """An empty volume would be a mistake nobody sees."""
     directory = cli.sandbox.directory("mnt")
-    assert_refused(cli.run("mount", "--exclude", "*", reference, directory), "exclude")
+    assert_refused(cli.run("mount", "--exclude", "*", reference, directory), "exclude", fix="exclude fewer files")
 
 
 def test_wrong_usage_is_exit_code_2(cli: CommandLine, reference: str) -> None:
@@ -124,7 +139,9 @@ def test_an_unknown_key_in_the_configuration(cli: CommandLine, reference: str) -
     """The key and the file are named."""
     config = cli.sandbox.root / "weightless.toml"
     config.write_text('cache-dri = "/tmp"\n')
-    assert_refused(cli.run("--config", config, "inspect", reference), str(config), "cache-dri")
+    assert_refused(
+        cli.run("--config", config, "inspect", reference), str(config), "cache-dri", fix="known keys: cache-dir"
+    )
 
 
 def test_bad_hosts_toml(cli: CommandLine, registry: FaultyRegistry, reference: str) -> None:
@@ -133,7 +150,104 @@ def test_bad_hosts_toml(cli: CommandLine, registry: FaultyRegistry, reference: s
     place = certs / registry.host
     place.mkdir()
     (place / "hosts.toml").write_text("server = [")
-    assert_refused(cli.run("--certs-dir", certs, "inspect", reference), str(place / "hosts.toml"))
+    assert_refused(cli.run("--certs-dir", certs, "inspect", reference), str(place / "hosts.toml"), "toml")
+
+
+def test_a_directory_of_hosts_toml_that_does_not_exist(cli: CommandLine, reference: str) -> None:
+    """It was named, so it was to count: a silent default would be another registry, or no TLS authority."""
+    missing = cli.sandbox.root / "nowhere"
+    config = cli.sandbox.root / "weightless.toml"
+    config.write_text(f'certs-dir = "{missing}"\n')
+    directory = cli.sandbox.directory("mnt")
+    for options in (("--certs-dir", str(missing)), ("--config", str(config))):
+        for command in (("inspect", reference), ("pull", reference), ("mount", reference, str(directory))):
+            assert_refused(cli.run(*options, *command), str(missing), "does not exist", fix="--certs-dir")
+    assert [] == list(directory.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "says", "fix"),
+    [
+        ('quota = "lots"', "not a size", "500GB"),
+        ("quota = -5", "not a size", "500GB"),
+        ("quota = 1.5", "quota", "500GB"),
+        ("free-space = 2", "free-space", "0 to below 1"),
+    ],
+)
+def test_a_bad_limit_in_the_configuration(cli: CommandLine, reference: str, line: str, says: str, fix: str) -> None:
+    """The key is named, and what it may be: a limit that is ignored fills a disk."""
+    config = cli.sandbox.root / "weightless.toml"
+    config.write_text(f"[cache]\n{line}\n")
+    assert_refused(cli.run("--config", config, "inspect", reference), str(config), says, fix=fix)
+
+
+def test_a_broken_docker_configuration(cli: CommandLine, reference: str) -> None:
+    """The file is named, and the command that writes it anew."""
+    (cli.sandbox.docker / "config.json").write_text('{"auths":')
+    says = (str(cli.sandbox.docker / "config.json"), "docker config")
+    assert_refused(cli.run("mount", reference, cli.sandbox.directory("mnt")), *says, fix="docker login")
+
+
+def test_a_cache_directory_that_is_a_file(cli: CommandLine, reference: str) -> None:
+    """It is named, and stays what it is."""
+    cli.sandbox.cache.write_text("mine")
+    assert_refused(cli.run("mount", reference, cli.sandbox.directory("mnt")), str(cli.sandbox.cache), fix="--cache-dir")
+    assert "mine" == cli.sandbox.cache.read_text()
+    cli.sandbox.cache.unlink()
+
+
+@contextmanager
+def full_disk(place: Path) -> Iterator[None]:
+    """A file system at `place` without room for a single byte."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=755", "tmpfs", place], check=True)
+    try:
+        (place / "lost+found").write_bytes(bytes(4096))
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+        place.rmdir()
+
+
+def test_a_full_disk(cli: CommandLine, reference: str) -> None:
+    """A fetcher that cannot start for it says so to whoever started it: the disk is named, and no line of a log is shown."""
+    directory = cli.sandbox.directory("mnt")
+    with full_disk(cli.sandbox.cache):
+        for command in (("inspect", reference), ("pull", reference), ("mount", reference, str(directory))):
+            result = cli.run(*command)
+            assert_refused(result, str(cli.sandbox.cache), "is full", fix="free space there")
+            assert "{" not in result.error
+        until(lambda: not cli.sandbox.processes(), "no process stays", within_s=5)
+        assert ["lost+found"] == [path.name for path in cli.sandbox.cache.iterdir() if path.stat().st_size]
+    assert [] == list(directory.iterdir())
+    assert [] == [path.name for path in cli.sandbox.run.iterdir() if not path.name.endswith(".lock")]
+
+
+def test_two_mounts_of_one_directory_at_once(
+    cli: CommandLine, registry: FaultyRegistry, reference: str, small_model: Path
+) -> None:
+    """The later one is told so in words of its user, and the earlier one succeeds."""
+    registry.script("manifest", "hang")
+    directory = cli.sandbox.directory("mnt")
+    first = subprocess.Popen(
+        cli.argv("mount", reference, directory),
+        env=cli.sandbox.environment,
+        cwd=cli.sandbox.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with first:
+        # The holder has the directory to itself before it starts the fetcher.
+        until((cli.sandbox.cache / "fetcher.sock").exists, "the first mount asks the registry", within_s=20)
+        result = cli.run("mount", reference, directory)
+        assert_refused(result, str(directory), "mounting on this directory", fix="unmount it first")
+        assert "holder" not in result.error
+        registry.release()
+        said, _ = first.communicate(timeout=60)
+    assert 0 == first.returncode, said
+    assert digest_tree(small_model) == digest_tree(directory)
+    cli.do("unmount", directory)
 
 
 @pytest.mark.parametrize("fault", ["wrong-range", "cut@1000", "500", "429"])
@@ -183,8 +297,10 @@ def _nothing_stays_published(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def refusal(node: Node, *arguments: Any, **changes: Any) -> grpc.RpcError:
+    """The error of a publish that must fail: `where: what (fix)`, on one line."""
     with pytest.raises(grpc.RpcError) as caught:
         node.publish(*arguments, **changes)
+    assert re.fullmatch(r".+: .+ \(.+\)", caught.value.details()), caught.value.details()
     return caught.value
 
 
@@ -197,6 +313,7 @@ def test_csi_refuses(case: Case, node: Node, registry: FaultyRegistry, packed: P
     error = refusal(node, "csi-bad", node.target("bad"), {"reference": reference})
     assert case.code == error.code(), error.details()
     assert [] == [word for word in case.says if word.lower() not in error.details().lower()], error.details()
+    assert case.fix in error.details()
     assert [] == node.leftovers()
     workers = {pid for pid, command in node.sandbox.processes().items() if "fuse.worker" in command}
     assert not workers - set(before)
@@ -231,6 +348,7 @@ BAD_REQUESTS: dict[str, dict[str, Any]] = {
         )
     },
     "no reference": {"volume_context": {}},
+    "an empty reference": {"volume_context": {"reference": ""}},
     "an unknown attribute": {"volume_context": {"reference": "{reference}", "refrence": "x"}},
     "an unknown prefetch": {"volume_context": {"reference": "{reference}", "prefetch": "some"}},
     "patterns that are no JSON": {"volume_context": {"reference": "{reference}", "exclude-file-patterns": "*.bin"}},
@@ -255,8 +373,38 @@ def test_a_request_that_is_wrong_is_invalid_argument(
     changes = {key: filled(value) for key, value in BAD_REQUESTS[name].items()}
     error = refusal(node, "csi-bad", node.target("bad"), {"reference": reference}, **changes)
     assert grpc.StatusCode.INVALID_ARGUMENT == error.code(), error.details()
-    assert error.details()
     assert [] == registry.requests()
+
+
+def test_a_target_that_is_a_file(node: Node, registry: FaultyRegistry, packed: PackedModel) -> None:
+    """It is named, and stays what it is."""
+    name_host(node.sandbox.root / "certs", registry.host)
+    packed.serve(registry, "models/small", "1.0")
+    target = node.target("filed")
+    target.write_text("mine")
+    error = refusal(node, "csi-bad", target, {"reference": f"{registry.host}/models/small:1.0"})
+    assert grpc.StatusCode.INVALID_ARGUMENT == error.code(), error.details()
+    assert str(target) in error.details()
+    assert "mine" == target.read_text()
+    target.unlink()
+
+
+def test_a_full_disk_under_the_plugin(sandbox: Sandbox, registry: FaultyRegistry, packed: PackedModel) -> None:
+    """RESOURCE_EXHAUSTED, which kubelet repeats; with room again the same publish succeeds."""
+    certs = sandbox.directory("certs.d")
+    name_host(certs, registry.host)
+    packed.serve(registry, "models/small", "1.0")
+    attributes = {"reference": f"{registry.host}/models/small:1.0"}
+    with Node(sandbox, "--certs-dir", str(certs)) as node:
+        target = node.target("pod")
+        with full_disk(sandbox.cache):
+            error = refusal(node, "csi-full", target, attributes)
+            assert grpc.StatusCode.RESOURCE_EXHAUSTED == error.code(), error.details()
+            assert f"{sandbox.cache}: the disk of the cache directory is full (free space" in error.details()
+            assert [] == [left for left in node.leftovers() if not left.endswith(str(sandbox.cache))]
+        node.publish("csi-full", target, attributes)
+        node.unpublish("csi-full", target)
+        assert [] == node.leftovers()
 
 
 def test_a_target_behind_a_symbolic_link(node: Node, registry: FaultyRegistry, packed: PackedModel) -> None:
@@ -311,12 +459,39 @@ def test_unpublishing_and_asking_for_what_is_not_there(node: Node) -> None:
 
 def test_a_second_plugin_on_the_same_socket_ends(node: Node) -> None:
     """It says why, and the first goes on."""
-    second = subprocess.run(
-        node.argv(), env=node.sandbox.environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    argv = ["info" if word == "debug" else word for word in node.argv()]  # debug shows tracebacks
+    second = subprocess.run(argv, env=node.sandbox.environment, capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode not in (0, 2), second.stderr
-    assert str(node.socket) in second.stderr + second.stdout
+    assert re.search(
+        rf"error: {node.socket}: another node plugin serves this socket\n  fix: stop it first", second.stderr
+    )
     assert node.identity.Probe(csi_pb2.ProbeRequest(), timeout=2).ready.value
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says", "fix"),
+    [
+        ("--endpoint", "unix://{file}/csi.sock", "{file}: the directory of the socket cannot be used", "--endpoint"),
+        ("--endpoint", "tcp://127.0.0.1:1", "'tcp://127.0.0.1:1' is not the absolute path", "unix:///path/csi.sock"),
+        ("--state-dir", "{file}", "{file}: the plugin's directory cannot be used", "--state-dir"),
+        ("--certs-dir", "{file}", "{file}: the directory of hosts.toml files does not exist", "--certs-dir"),
+        ("--node-id", "", "--node-id is missing", "the node's name in kubernetes"),
+    ],
+)
+def test_a_plugin_that_cannot_start(sandbox: Sandbox, option: str, value: str, says: str, fix: str) -> None:
+    """It names what it was given, and ends."""
+    node = Node(sandbox)
+    file = sandbox.root / "file"
+    file.write_text("mine")
+    argv = ["info" if word == "debug" else word for word in node.argv()] + [option, value.format(file=file)]
+    done = subprocess.run(
+        argv, env=sandbox.environment, capture_output=True, text=True, timeout=60, check=False, cwd=sandbox.root
+    )
+    assert 1 == done.returncode, done.stderr
+    message = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert says.format(file=file) in message
+    assert fix in done.stderr.splitlines()[-1].lower()
+    assert "mine" == file.read_text()
 
 
 def test_a_dead_socket_file_is_replaced(sandbox: Sandbox) -> None:

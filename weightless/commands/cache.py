@@ -76,7 +76,9 @@ def _digests(client: FetcherClient, prefixes: Sequence[str]) -> tuple[str, ...]:
     found: list[str] = []
     for prefix in prefixes:
         if not _PREFIX.fullmatch(prefix):
-            raise InvalidRequest(f"{prefix[:80]!r} is not a digest", fix="weightless cache ls shows the digests")
+            raise InvalidRequest(
+                "is not a digest", where=f"{prefix[:80]!r}", fix="weightless cache ls shows the digests"
+            )
         wanted = prefix if ":" in prefix else f"sha256:{prefix}"
         matching = sorted({digest for digest in known if digest.startswith(wanted)})
         if not matching:
