@@ -66,7 +66,8 @@ def failure(reply: Reply, where: str, *, secrets: Sequence[str] = ()) -> Weightl
     if status == 404:
         return NotFound(said or "not found", where=where, fix="check the host, the repository and the tag or digest")
     if status == 401:
-        return Unauthenticated(said or "the registry does not accept the credentials", where=where)
+        what = "the credentials are missing or not accepted"  # without them, a registry's own words are often the same
+        return Unauthenticated(f"{what}: {said}" if said else what, where=where)
     if status == 403:
         return Forbidden(said or "access denied", where=where)
     shown = f"the registry answers {status}{_phrase(status)}{f': {said}' if said else ''}"

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from fuse import wire
-from fuse.errors import Cancelled, InvalidConfig, NotFound, Unavailable
+from fuse.errors import Cancelled, InvalidConfig, NoSpace, NotFound, Unavailable, WeightlessError
 from fuse.fetch import protocol
 from fuse.filesystem import table
 from fuse.filesystem.table import View
+from fuse.mounting import fetcher_start
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_connection import Connection
 from fuse.mounting.fetcher_start import FetcherSettings
@@ -245,3 +246,37 @@ def test_the_settings_name_nobody_for_root_only() -> None:
     argument = FetcherSettings(cache_dir=Path("/c"), run_dir=Path("/r"), quota_bytes=5).argument()
     assert '"quota_bytes":5' in argument
     assert ("65534" in argument) == (os.geteuid() == 0)
+
+
+SAYS_WHY = """
+import os, sys
+fd = int(sys.argv[sys.argv.index("--report-fd") + 1])
+os.write(fd, b'{"kind": "no_space", "what": "is full", "where": "/x", "fix": "free space", "of_a_newer_version": 1}')
+print("a line for people", file=sys.stderr)
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "says"),
+    [
+        (SAYS_WHY, NoSpace, r"/x: is full \(free space\)"),
+        ("raise RuntimeError('out of luck')", Unavailable, "ended with status 1: RuntimeError: out of luck"),
+        ("import os; os.kill(os.getpid(), 9)", Unavailable, "was killed by signal 9"),
+    ],
+)
+def test_one_that_cannot_start_says_why(
+    settings: FetcherSettings, monkeypatch: pytest.MonkeyPatch, program: str, kind: type[WeightlessError], says: str
+) -> None:
+    """Its fault is raised as it was given; without one, how it ended and its last word. Its log goes with it."""
+    monkeypatch.setattr(fetcher_start, "PROGRAM", ("-c", program))
+    before = set(os.listdir("/proc/self/fd"))
+    client = FetcherClient(settings)
+    for _ in range(2):
+        with pytest.raises(kind, match=says):
+            client.cache_list()
+        assert isinstance(client.trouble, kind)
+    client.close()
+    assert list(settings.run_dir.iterdir()) == []
+    assert zombies() == []
+    assert set(os.listdir("/proc/self/fd")) == before
