@@ -30,6 +30,7 @@ from fuse.cache import index as block_index
 from fuse.cache.index import COMPLETE, REJECTED, VERIFIED, IndexReader, IndexWriter
 from fuse.cache.objects import ObjectStore
 from fuse.cache.quota import Candidate, Disk
+from fuse.cache.writeback import Writeback
 from fuse.errors import Corrupt, InvalidArtifact, InvalidConfig
 
 VERSION: Final = 1
@@ -90,12 +91,21 @@ class StoredBlob:
 class BlobWriter:
     """The one writer of a blob: its data file and its index. Blocks may be written by several threads, each block by one."""
 
-    def __init__(self, key: BlobKey, data_path: Path, index_path: Path, data_fd: int, index: IndexWriter) -> None:
+    def __init__(
+        self,
+        key: BlobKey,
+        data_path: Path,
+        index_path: Path,
+        data_fd: int,
+        index: IndexWriter,
+        writeback: Writeback,
+    ) -> None:
         self.key: Final = key
         self.index: Final = index
         self._data_path = data_path
         self._index_path = index_path
         self.fd: Final = data_fd
+        self._writeback = writeback
         # The kernel lets one write into a file at a time, and spins while another is at it: waiting here costs no CPU.
         self._writing = threading.Lock()
 
@@ -106,6 +116,7 @@ class BlobWriter:
         with self._writing:
             while written < len(content):
                 written += os.pwrite(self.fd, content[written : written + _WRITE_BYTES], offset + written)
+        self._writeback.begin(self.fd, offset, written)
 
     def read_into(self, block: int, buffer: memoryview) -> memoryview:
         """The block's bytes in `buffer`; fewer than expected where the file ends early. Raises OSError."""
@@ -157,6 +168,7 @@ class CacheStore:
         self._root = root
         self._blobs = root / "blobs"
         self._quarantine = root / "quarantine"
+        self._writeback = Writeback()
         if not examine(root):
             temporary = root / ".version"
             temporary.write_text(f"{VERSION}\n")
@@ -203,7 +215,7 @@ class CacheStore:
         except BaseException:
             index.close()
             raise
-        return BlobWriter(key, data_path, index_path, data_fd, index)
+        return BlobWriter(key, data_path, index_path, data_fd, index, self._writeback)
 
     def _create(self, key: BlobKey, data_path: Path, index_path: Path) -> BlobWriter:
         temporary = index_path.with_name(f".{index_path.name}")
@@ -227,7 +239,7 @@ class CacheStore:
                 with suppress(OSError):
                     path.unlink()
             raise
-        return BlobWriter(key, data_path, index_path, data_fd, index)
+        return BlobWriter(key, data_path, index_path, data_fd, index, self._writeback)
 
     def remove(self, key: BlobKey) -> None:
         """Unlinks a blob, the index first: what is cut short here is swept at the next start."""

@@ -138,7 +138,7 @@ class Verifier(threading.Thread):
         offset = first * BLOCK_BYTES
         length = min(count * BLOCK_BYTES, blob.size - offset)
         content = self._buffer[:length]
-        if os.preadv(writer.fd, [content], offset) != length:
+        if not _read(writer.fd, content, offset):
             self._engine.forget(blob, first)
             return False
         for block in range(first, first + count):
@@ -161,3 +161,16 @@ class Verifier(threading.Thread):
             _log.warning("blob_not_synced", digest=str(blob.digest), error=str(error))
             return
         self._engine.accept(blob)
+
+
+def _read(fd: int, content: memoryview, offset: int) -> bool:
+    """Fills `content`; False when the file ends early. Leaves the page cache as it was: what had to be read from the disk to be
+    hashed is wanted by nobody else, what was there may be about to be served."""
+    try:
+        if os.preadv(fd, [content], offset, os.RWF_NOWAIT) == len(content):
+            return True
+    except OSError:
+        pass  # not there, or a file system that cannot promise not to wait
+    whole = os.preadv(fd, [content], offset) == len(content)
+    os.posix_fadvise(fd, offset, len(content), os.POSIX_FADV_DONTNEED)
+    return whole

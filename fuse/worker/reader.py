@@ -26,6 +26,7 @@ from fuse.errors import Corrupt
 from fuse.fetch.protocol import BLOCK_BYTES
 from fuse.filesystem.tree import Tree
 from fuse.prefetch.streams import MAX_WINDOW_BYTES, Streams
+from fuse.worker.served import Served
 from fuse.worker.session_client import BlobState, FetchSession
 from fuse.worker.waiters import joined
 
@@ -67,6 +68,7 @@ class Reader:
         self._watching = threading.Lock()
         """Held while the streams look at a read."""
         self._disk = trio.CapacityLimiter(DISK_THREADS)
+        self._served = Served()
         self._own = Counters()
         self._servers: list[Server] = []
 
@@ -93,7 +95,7 @@ class Reader:
 
     def server(self) -> Server:
         """What one more thread reads with. Thread-safe."""
-        server = Server(self._tree, self._session, self._look_ahead)
+        server = Server(self._tree, self._session, self._look_ahead, self._served)
         self._servers.append(server)
         return server
 
@@ -168,6 +170,7 @@ class Reader:
                 continue
             damaged = await trio.to_thread.run_sync(_load, state, position, length, loans, deliver, limiter=self._disk)
             if damaged is None:
+                self._served.note(state, position, length)
                 return
             repairs += 1
             where = self._tree.blob(state.index).digest
@@ -188,13 +191,15 @@ class Server:
         tree: Tree,
         session: FetchSession,
         look_ahead: Callable[[BlobState, CachedBlob | None, int, int, int], None],
+        served: Served,
     ) -> None:
         self._tree = tree
         self._session = session
         self._look_ahead = look_ahead
         self._buffer = memoryview(bytearray(MAX_READ_BYTES))
         self._block: memoryview | None = None
-        self._borrowed: BlobState | None = None
+        self._served = served
+        self._borrowed: tuple[BlobState, int, int] | None = None
         self.counters = Counters()
 
     def read(self, ino: int, offset: int, size: int) -> memoryview | None:
@@ -210,7 +215,7 @@ class Server:
         if cached is None:
             return None
         if length <= MAX_READ_BYTES and self._fill(cached, start + offset, length):
-            self._borrowed = state
+            self._borrowed = state, start + offset, length
             self.counters.reads += 1
             self.counters.bytes_read += length
             self.counters.at_once += 1
@@ -221,8 +226,10 @@ class Server:
     def done(self) -> None:
         """The bytes of the last `read` are where they should be."""
         if self._borrowed is not None:
-            self._borrowed.give_back()
+            state, position, length = self._borrowed
             self._borrowed = None
+            state.give_back()
+            self._served.note(state, position, length)
 
     def _fill(self, cached: CachedBlob, position: int, length: int) -> bool:
         """Fills the buffer if that needs neither the fetcher nor the disk."""

@@ -1,0 +1,32 @@
+"""Hashing leaves the page cache as it found it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fuse.fetch import verify
+from tests.support.pages import pages
+
+CONTENT = os.urandom(1 << 20)
+
+
+@pytest.mark.parametrize("was_cached", [True, False])
+def test_what_is_hashed_is_cached_afterwards_if_it_was_before(tmp_path: Path, was_cached: bool) -> None:
+    """Blocks that a reader is about to want stay; blocks that only the hash wanted do not take memory from others."""
+    (tmp_path / "data").write_bytes(CONTENT)
+    fd = os.open(tmp_path / "data", os.O_RDWR)
+    os.fsync(fd)
+    if not was_cached:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    before = pages(fd).cached
+    buffer = memoryview(bytearray(len(CONTENT)))
+
+    assert (before > 0) is was_cached
+    assert verify._read(fd, buffer, 0)
+    assert buffer == CONTENT
+    assert pages(fd).cached == before
+    assert not verify._read(fd, buffer, 1)
+    os.close(fd)
