@@ -27,10 +27,19 @@ _QUIET: Final = frozenset(
 
 _log = structlog.get_logger()
 _Handler = Callable[[Any, grpc.ServicerContext], Any]
+Observe = Callable[[str, str, float], None]
+"""Told of each call that ended: method, code (both by name, of those that the protocol has), seconds."""
+
+
+def _nobody(_method: str, _code: str, _duration_s: float) -> None:
+    return
 
 
 class Guard(grpc.ServerInterceptor):
     """Wraps unary handlers; there are no others."""
+
+    def __init__(self, observe: Observe = _nobody) -> None:
+        self._observe = observe
 
     def intercept_service(
         self,
@@ -42,13 +51,13 @@ class Guard(grpc.ServerInterceptor):
             return handler
         method = handler_call_details.method.rpartition("/")[2]
         return grpc.unary_unary_rpc_method_handler(
-            guarded(method, handler.unary_unary),
+            guarded(method, handler.unary_unary, self._observe),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
 
-def guarded(method: str, handler: _Handler) -> _Handler:
+def guarded(method: str, handler: _Handler, observe: Observe = _nobody) -> _Handler:
     """`handler` with the promises of this module."""
 
     def call(request: Any, context: grpc.ServicerContext) -> Any:
@@ -70,7 +79,9 @@ def guarded(method: str, handler: _Handler) -> _Handler:
                 # Frames only: the text of an unknown exception may hold anything.
                 trace = f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
             message = clean(message, secret_values(request))
-            _log_call(method, request, code, message, trace, time.monotonic() - started, remaining)
+            duration_s = time.monotonic() - started
+            _log_call(method, request, code, message, trace, duration_s, remaining)
+        observe(method, code.name, duration_s)
         if code is not grpc.StatusCode.OK:
             context.abort(code, message)
         return response

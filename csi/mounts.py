@@ -23,7 +23,8 @@ from fuse.filesystem.table import View
 from fuse.mounting import device
 from fuse.mounting.manager import ResolvedArtifact
 from fuse.mounting.mountinfo import Entry, MountTable
-from fuse.mounting.status import Health, MountStatus
+from fuse.mounting.reasons import Reason
+from fuse.mounting.status import Health, HolderTotals, MountStatus
 from fuse.registry.access import Access
 from fuse.spec import Prefetch
 
@@ -69,6 +70,8 @@ class Manager(Protocol):
 
     def health(self, mount_id: str) -> Health: ...
 
+    def totals(self) -> HolderTotals: ...
+
     def close(self, *, keep: bool) -> None: ...
 
 
@@ -109,7 +112,7 @@ class SharedMounts:
         try:
             return self._manager.health(identity)
         except NotFound:
-            return Health(state="broken", reason="the file system is not mounted")
+            return Health(state="broken", reason="the file system is not mounted", reason_code=Reason.UNMOUNTED)
 
     def hold(
         self, artifact: ResolvedArtifact, *, prefetch: Prefetch, grant: str, access: Access, checkpoint: Checkpoint

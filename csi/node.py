@@ -14,6 +14,7 @@ from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc as rpc
 from csi.publisher import Publisher
 from csi.recovery import Mender
+from csi.redaction import clean
 from csi.targets import TargetRules
 from fuse.errors import InProgress, NotFound
 
@@ -66,15 +67,16 @@ class Node(rpc.NodeServicer):
                 where=f"{request.volume_path!r:.300}",
                 fix="publish it first",
             )
-        health = self._mender.health(record) or self._publisher.health(record)
+        health = self._mender.health(record)
         return pb.NodeGetVolumeStatsResponse(
             usage=[
                 pb.VolumeUsage(unit=pb.VolumeUsage.BYTES, total=record.bytes_total, used=record.bytes_total),
                 pb.VolumeUsage(unit=pb.VolumeUsage.INODES, total=record.files, used=record.files),
             ],
             volume_condition=pb.VolumeCondition(
+                # It becomes an event of the pod: one line, and nothing in it that only the node may know.
                 abnormal=health.state != "healthy",
-                message=health.reason or ("the volume can be read" if health.state == "healthy" else health.state),
+                message=clean(health.sentence()),
             ),
         )
 

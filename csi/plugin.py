@@ -20,7 +20,10 @@ from typing import Final
 import grpc
 import structlog
 
+from csi.exposition import Exposition
 from csi.identity import DRIVER_NAME, Identity
+from csi.interceptors import Guard
+from csi.metrics import Metrics
 from csi.mounts import Manager, SharedMounts
 from csi.node import Node
 from csi.pb import csi_pb2_grpc as rpc
@@ -31,7 +34,8 @@ from csi.targets import TargetRules
 from csi.volumes import VolumeRecords
 from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidConfig
-from fuse.mounting.status import MountStatus
+from fuse.mounting.reasons import Reason
+from fuse.mounting.status import Health, MountStatus
 
 _GRACE_S: Final = 10.0
 """Kubernetes gives 30 s between SIGTERM and SIGKILL."""
@@ -52,6 +56,8 @@ class PluginSettings:
     state_dir: Path = Path("/var/lib/weightless")
     max_volumes: int = 0
     """Reported to the scheduler; 0 means no limit."""
+    metrics_address: str | None = None
+    """`host:port` or `:port` for Prometheus; None serves no metrics."""
     checkpoint: Callable[[str], None] = lambda _: None
     """Called after every step of a publish or unpublish with its name, for tests."""
 
@@ -79,9 +85,15 @@ class NodePlugin:
             checkpoint=settings.checkpoint,
         )
         self._mender = Mender(self._publisher)
-        self._publisher.on_unfinished = lambda record: self._mender.add(record, reason="it is being taken away")
+        self._publisher.on_unfinished = lambda record: self._mender.add(
+            record, Reason.RECOVERING, "it is being taken away"
+        )
         manager.on_gone = self._mount_gone
-        self._server = Server(self._path, self._register)
+        self._metrics = Metrics(manager, self._volumes)
+        self._exposition = (
+            Exposition(settings.metrics_address, self._metrics.registry) if settings.metrics_address else None
+        )
+        self._server = Server(self._path, self._register, Guard(self._metrics.observe_call))
         self._locks = ExitStack()
         self._ready = False
         self._ending = threading.Event()
@@ -109,8 +121,14 @@ class NodePlugin:
             self._lock(self._settings.state_dir)
             self._lock(self.mounts_dir)
             self._records.load()
+            if self._exposition is not None:
+                # Bound before anything is mounted, in case the address is wrong.
+                self._exposition.bind()
+                undo.callback(self._exposition.close)
             self._manager.start()
             undo.callback(self._close_manager)
+            if self._exposition is not None:
+                self._exposition.serve()
             undo.callback(self._mender.close)
             recover(self._publisher, self._shared, self._rules, self._mender)
             self._server.start()
@@ -125,6 +143,8 @@ class NodePlugin:
         finished = self._publisher.operations.close(_GRACE_S)
         self._server.stop(_GRACE_S)
         self._mender.close()
+        if self._exposition is not None:
+            self._exposition.close()
         self._close_manager()
         self._locks.close()
         _log.info("plugin_stopped", volumes=len(self._records.all()), finished=finished)
@@ -133,7 +153,11 @@ class NodePlugin:
         """The kernel has ended a mount that nobody here unmounted."""
         for record in self._records.all():
             if record.identity == status.id and record.stage == "published":
-                self._mender.add(record, reason="the file system was unmounted by somebody else")
+                self._mender.add(record, Reason.UNMOUNTED, "the file system was unmounted by somebody else")
+
+    def _volumes(self) -> list[Health]:
+        """The condition of every published volume."""
+        return [self._mender.health(record) for record in self._records.all() if record.stage == "published"]
 
     def _close_manager(self) -> None:
         self._manager.close(keep=bool(self._records.all()))

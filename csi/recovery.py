@@ -21,6 +21,7 @@ from csi.publisher import Publisher
 from csi.targets import TargetRules
 from csi.volumes import VolumeRecord
 from fuse.errors import WeightlessError
+from fuse.mounting.reasons import Reason, reason_of
 from fuse.mounting.status import Health
 
 _FIRST_PAUSE_S: Final = 1.0
@@ -42,21 +43,27 @@ class Mender:
         self._closing = False
         self._thread: threading.Thread | None = None
 
-    def add(self, record: VolumeRecord, *, reason: str) -> None:
+    def add(self, record: VolumeRecord, code: Reason, words: str) -> None:
         with self._lock:
             if self._closing:
                 return
             self._due.setdefault(record.name, (time.monotonic(), _FIRST_PAUSE_S))
-            self._broken.setdefault(record.name, Health(state="broken", reason=reason, since=time.time()))
+            new = record.name not in self._broken
+            self._broken.setdefault(
+                record.name, Health(state="broken", reason=words, reason_code=code, since=time.time())
+            )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="mender", daemon=True)
                 self._thread.start()
         self._wake.set()
+        if new and record.stage == "published":
+            _log.error("volume_broken", volume_id=record.volume_id, target=record.target, reason=code, words=words)
 
-    def health(self, record: VolumeRecord) -> Health | None:
-        """Why this volume is not served now; None when nothing is to be mended."""
+    def health(self, record: VolumeRecord) -> Health:
+        """Of a published volume, from memory: what is to be mended, else the condition of its mount."""
         with self._lock:
-            return self._broken.get(record.name)
+            broken = self._broken.get(record.name)
+        return broken or self._publisher.health(record)
 
     def close(self) -> None:
         """Ends the thread after what it does now; `Operations.close` makes that short."""
@@ -83,21 +90,24 @@ class Mender:
 
     def _try(self, name: str) -> None:
         record = self._publisher.records.get(name)
-        reason = ""
+        failure: Exception | None = None
         if record is not None:
             try:
                 self._mend(record)
             except Exception as error:  # noqa: BLE001  (this thread must outlive every fault of one volume)
-                reason = str(error)
+                failure = error
                 _log.warning("mend_failed", volume_id=record.volume_id, target=record.target, error=error)
         with self._lock:
             _, pause_s = self._due.pop(name, (0.0, _FIRST_PAUSE_S))
-            if not reason:
+            if failure is None:
                 self._broken.pop(name, None)
                 return
             if record is not None and record.stage == "published":
                 since = self._broken[name].since if name in self._broken else time.time()
-                self._broken[name] = Health(state="broken", reason=f"cannot be mounted again: {reason}", since=since)
+                code = reason_of(failure.kind) if isinstance(failure, WeightlessError) else Reason.INTERNAL
+                self._broken[name] = Health(
+                    state="broken", reason=f"cannot be mounted again: {failure}", reason_code=code, since=since
+                )
             due = time.monotonic() + pause_s * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)
             self._due[name] = (due, min(_LONGEST_PAUSE_S, pause_s * 2))
 
@@ -109,7 +119,15 @@ class Mender:
                 return
             if current.stage == "published":
                 self._publisher.remount(operation, current)
-                _log.info("volume_mounted_again", volume_id=current.volume_id, target=current.target)
+                with self._lock:
+                    broken = self._broken.get(record.name, Health())
+                _log.info(
+                    "volume_healed",
+                    volume_id=current.volume_id,
+                    target=current.target,
+                    reason=broken.reason_code,
+                    duration_s=round(time.time() - broken.since, 1) if broken.since else 0.0,
+                )
             else:
                 self._publisher.undo(current)
 
@@ -145,7 +163,7 @@ def _try_to_undo(publisher: Publisher, record: VolumeRecord, mender: Mender) -> 
         _log.info("volume_undone", volume_id=record.volume_id, target=record.target, stage=record.stage)
     except WeightlessError as error:
         _log.warning("undo_failed", volume_id=record.volume_id, error=error)
-        mender.add(record, reason=str(error))
+        mender.add(record, reason_of(error.kind), str(error))
 
 
 def _try_to_show(publisher: Publisher, shared: SharedMounts, record: VolumeRecord, mender: Mender) -> None:
@@ -157,7 +175,7 @@ def _try_to_show(publisher: Publisher, shared: SharedMounts, record: VolumeRecor
             _log.warning("bind_failed", volume_id=record.volume_id, error=error)
         else:
             return
-    mender.add(record, reason="the file system went with the process that served it, and is mounted again")
+    mender.add(record, Reason.RECOVERING, "the file system went with the process that served it, and is mounted again")
 
 
 def _remove_orphans(publisher: Publisher, rules: TargetRules) -> None:

@@ -49,14 +49,16 @@ def socket_path(endpoint: str) -> Path:
 class Server:
     """A gRPC server that owns its socket. `register` adds the services."""
 
-    def __init__(self, path: Path, register: Callable[[grpc.Server], None]) -> None:
+    def __init__(
+        self, path: Path, register: Callable[[grpc.Server], None], guard: grpc.ServerInterceptor | None = None
+    ) -> None:
         # Children are started by fork and exec; gRPC's own fork handlers are of no use then, and complain.
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         self.path = path
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="rpc")
         self._server = grpc.server(
             self._pool,
-            interceptors=[Guard()],
+            interceptors=[guard or Guard()],
             options=[("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", 4 * THREADS)],
             maximum_concurrent_rpcs=THREADS,
         )

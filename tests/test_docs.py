@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from csi import attributes
+from fuse.mounting.reasons import Reason
+from fuse.mounting.status import Health, MountStatus
 from fuse.registry.hosts import load_access
 from weightless import config
 from weightless.app import app
@@ -74,6 +76,44 @@ def test_the_table_of_commands_is_complete() -> None:
     named = set(re.findall(r"^\| `weightless (\w+)", table, re.MULTILINE))
     commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert named == (commands | {group.name for group in app.registered_groups}) - {"version"}
+
+
+def test_every_reason_has_its_section() -> None:
+    """OPERATIONS.md explains what a condition, a metric or a line of the log may name, and nothing that none of them names."""
+    text = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    section = text.partition("\n## Reasons\n")[2].partition("\n## ")[0]
+    pages = re.findall(r"^### (\w+)\n\n((?:(?!^### ).*\n?)*)", section, re.MULTILINE)
+    assert [reason.value for reason in Reason] == [name for name, _ in pages]
+    for name, page in pages:
+        assert "*Seen:*" in page, name
+        if name != Reason.UNKNOWN:
+            assert "*Pods:*" in page, name
+            assert "*Cure:*" in page, name
+
+
+def test_every_field_of_the_status_is_explained() -> None:
+    """The table of OPERATIONS.md has each field of `weightless status --json`, those of the condition included."""
+    text = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    table = text.partition("Fields of each entry:")[2].partition("### The log")[0]
+    named = set(re.findall(r"`(\w+)`", table)) - {"full", "none"}
+    fields = {*MountStatus.__struct_fields__, *Health.__struct_fields__, "since_iso"}
+    assert fields == named
+
+
+def test_alerts_name_metrics_and_reasons_that_exist() -> None:
+    """The rules of OPERATIONS.md are YAML, and what they ask for is in metrics.md."""
+    operations, metrics = ((ROOT / "docs" / name).read_text() for name in ("OPERATIONS.md", "metrics.md"))
+    (rules,) = blocks(ROOT / "docs" / "OPERATIONS.md", "yaml")
+    expressions = [rule["expr"] for group in yaml.safe_load(rules)["groups"] for rule in group["rules"]]
+    expressions += blocks(ROOT / "docs" / "metrics.md", "promql")
+    documented = set(re.findall(r"^\| `(\w+)` ", metrics, re.MULTILINE))
+    asked = {name for text in expressions for name in re.findall(r"weightless_\w+", text)}
+    assert {name.removesuffix("_bucket") for name in asked} <= documented
+    reasons = {
+        value for text in expressions for one in re.findall(r'reason[!=~]+"([^"]+)"', text) for value in one.split("|")
+    }
+    assert reasons <= set(Reason)
+    assert "## What to alert on" in operations
 
 
 def _volumes(document: dict[str, Any]) -> list[dict[str, Any]]:

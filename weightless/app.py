@@ -229,11 +229,22 @@ def node(
         Path | None,
         typer.Option(help="Where published volumes are recorded; /var/lib/weightless by default.", show_default=False),
     ] = None,
+    metrics_address: Annotated[
+        str | None,
+        typer.Option(help="Serve Prometheus metrics there: host:port, :port.", metavar="ADDRESS", show_default=False),
+    ] = None,
 ) -> None:
     """Run the CSI node plugin (csi.weightless.dev) until SIGTERM."""
     from weightless.commands.node import run
 
-    run(settings, endpoint=endpoint, node_id=node_id, kubelet_dir=kubelet_dir, state_dir=state_dir)
+    run(
+        settings,
+        endpoint=endpoint,
+        node_id=node_id,
+        kubelet_dir=kubelet_dir,
+        state_dir=state_dir,
+        metrics_address=metrics_address,
+    )
 
 
 @app.command()

@@ -17,6 +17,7 @@ endpoint = "unix:///var/lib/kubelet/plugins/csi.weightless.dev/csi.sock"
 node-id = "worker-1"
 kubelet-dir = "/var/lib/kubelet"
 state-dir = "/var/lib/weightless"
+metrics-address = ":9808"   # Prometheus metrics, at /metrics; without it there are none
 ```
 
 An option of the command line goes before the file, the file before the default. A key that is not known is an error: a
@@ -68,6 +69,7 @@ class NodeSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_un
     node_id: str | None = None
     kubelet_dir: str | None = None
     state_dir: str | None = None
+    metrics_address: str | None = None
 
 
 class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):

@@ -47,6 +47,8 @@ class Engine:
         self._blobs: dict[BlobKey, BlobState] = {}
         self._mounts: set[Mount] = set()
         self._full_told = False
+        self._fetched_bytes = 0
+        self._requests = 0
         self.on_hashable: Callable[[BlobState], None] = lambda _blob: None
         """Told, with the lock held, that the block at a blob's hash position has arrived."""
 
@@ -137,7 +139,8 @@ class Engine:
         for blob in mount.distinct:
             self.prepare(blob, make=False)
         with self.lock:
-            return progress_of(mount, request_id, full=full_cache() if self._full_told else None)
+            totals = protocol.FetcherTotals(bytes_fetched=self._fetched_bytes, requests=self._requests)
+            return progress_of(mount, request_id, full=full_cache() if self._full_told else None, totals=totals)
 
     # ---- ports ----
 
@@ -303,6 +306,7 @@ class Engine:
     def count_request(self, blob: BlobState) -> None:
         with self.lock:
             blob.requests += 1
+            self._requests += 1
 
     def publish(self, run: Run[BlobState], block: int, entry: int) -> None:
         """The block's data is written: tells the world."""
@@ -325,6 +329,7 @@ class Engine:
                 writer.index.publish(block, entry)
                 self._queue.arrived(run, block)
                 blob.meter.add(length, now)
+                self._fetched_bytes += length
                 if block == blob.hashed_blocks:
                     self.on_hashable(blob)
             if blob.blocks_cached == blob.blocks:
@@ -353,6 +358,7 @@ class Engine:
             if run.priority is Priority.DEMAND:
                 self._queue.arrived(run, block)
             blob.meter.add(len(content), time.monotonic())
+            self._fetched_bytes += len(content)
             waiters = blob.waiters.pop(block, {})
             if blob.trouble_since is not None:
                 end_trouble(blob, outbox, healed=True)

@@ -12,7 +12,9 @@ from fuse.fetch import protocol
 from fuse.fetch.mounts import Mount
 
 
-def progress_of(mount: Mount, request_id: int, *, full: NoSpace | None) -> protocol.MountProgress:
+def progress_of(
+    mount: Mount, request_id: int, *, full: NoSpace | None, totals: protocol.FetcherTotals
+) -> protocol.MountProgress:
     """`full`: the complaint, while the cache has no room for what is fetched ahead."""
     now = time.monotonic()
     blobs = mount.distinct
@@ -31,6 +33,7 @@ def progress_of(mount: Mount, request_id: int, *, full: NoSpace | None) -> proto
         stalled_since=stalled[0] if stalled else None,
         stalled_by=stalled[1] if stalled else None,
         failed_by=failure.to_fault() if failure else None,
+        totals=totals,
     )
 
 

@@ -149,6 +149,13 @@ class Resolved(_Message, frozen=True, kw_only=True, tag="resolved"):
     files: int
 
 
+class FetcherTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Since the fetcher started, for all of its users; what had to be asked for again counts again."""
+
+    bytes_fetched: int = 0
+    requests: int = 0
+
+
 class MountProgress(_Message, frozen=True, kw_only=True, tag="mount_progress"):
     id: int
     bytes_cached: int
@@ -164,6 +171,8 @@ class MountProgress(_Message, frozen=True, kw_only=True, tag="mount_progress"):
     stalled_by: Fault | None = None
     failed_by: Fault | None = None
     """A fault that will not heal by itself (404, 403, a wrong digest)."""
+    totals: FetcherTotals | None = None
+    """Not of this mount: of the fetcher. None from one that does not count them."""
 
 
 class CachedBlob(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,20 @@ class Backoff:
     def __init__(self) -> None:
         self._deaths = 0
         self._started_at: float | None = None
+        self._first_death_at = 0.0
+
+    def looping_since(self, now: float) -> float | None:
+        """When the deaths began that came too fast for replacements at once; None while there is no such series.
+
+        A series is over when a worker has served for ten seconds.
+        """
+        served_s = now - self._started_at if self._started_at is not None else 0.0
+        return self._first_death_at if self._deaths > _AT_ONCE and served_s < _SERVICE_S else None
+
+    @property
+    def deaths(self) -> int:
+        """Of the last series."""
+        return self._deaths
 
     def started(self, now: float) -> None:
         """A worker serves since `now`."""
@@ -27,6 +41,8 @@ class Backoff:
         if self._started_at is not None and now - self._started_at >= _SERVICE_S:
             self._deaths = 0
         self._started_at = None
+        if not self._deaths:
+            self._first_death_at = now
         self._deaths += 1
         late = self._deaths - _AT_ONCE
         if late <= 0:

@@ -38,6 +38,8 @@ class FetcherClient:
         self._on_connected = on_connected
         self._connection: Connection | None = None
         self._started = False
+        self.restarts = 0
+        """How often a fetcher was found gone that nobody here had asked to go."""
         self._connecting = threading.Lock()
         self._closing = threading.Event()
         self._lost = threading.Event()
@@ -133,6 +135,7 @@ class FetcherClient:
     def _gone(self, connection: Connection) -> None:
         if not self._closing.is_set():
             _log.warning("fetcher_gone", pid=connection.pid)
+            self.restarts += 1  # one thread at a time: a connection's end comes before the next one
             self._lost.set()
 
     def _stay_connected(self) -> None:

@@ -27,7 +27,8 @@ _ANSWER_LIMIT_S: Final = 30.0
 """For requests that need no network."""
 _FAREWELL_LIMIT_S: Final = 3.0
 """For what is taken back: it is done as soon as the fetcher reads it, and who unmounts does not wait for one that hangs."""
-
+_SILENCE_S: Final = 2.0
+"""Without an answer for so long, nothing more is asked but what somebody waits for."""
 
 _AnswerT = TypeVar("_AnswerT", bound=protocol.Answer)
 
@@ -37,6 +38,28 @@ class _Pending:
         self.answers: list[protocol.Answer] = []
         self.fds: list[int] = []
         self.complete = threading.Event()
+
+
+class Question:
+    """How a mount is getting on, asked without waiting. While it is not answered the same question is not asked again."""
+
+    def __init__(self, connection: Connection, sent: tuple[int, _Pending]) -> None:
+        self._connection = connection
+        self._sent = sent
+        self.asked_at: Final = time.monotonic()
+
+    @property
+    def answered(self) -> bool:
+        return self._sent[1].complete.is_set()
+
+    def wait_answer(self, deadline: float) -> protocol.MountProgress | None:
+        """None when there is none until `deadline` (monotonic), or only a refusal; may be called again."""
+        if not self._sent[1].complete.wait(_left(deadline)):
+            return None
+        self._connection.forget(self._sent)
+        answers = self._sent[1].answers
+        answer = answers[-1] if answers else None
+        return answer if isinstance(answer, protocol.MountProgress) else None
 
 
 class Connection:
@@ -50,6 +73,8 @@ class Connection:
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
         self._lock = threading.Lock()
+        self._questions: dict[str, Question] = {}
+        self._asking = threading.Lock()
         self._gone = False
         self._greeted = False
         self._channel: wire.Channel[protocol.Answer] = wire.Channel(_connected(path), protocol.Answer)
@@ -81,6 +106,36 @@ class Connection:
         except NotFound:
             return
 
+    def question(self, mount: str) -> Question | None:
+        """Asks for the progress of a mount; None when the fetcher is gone, or has not answered what it was asked before.
+
+        A fetcher that hangs is not flooded: its socket would fill, and whoever writes to it would hang as well.
+        """
+        with self._asking:
+            asked = self._questions.get(mount)
+            if asked is not None and not asked.answered:
+                return asked
+            if self.silent_s > _SILENCE_S:
+                return None
+            try:
+                sent = self._send(lambda number: protocol.Progress(id=number, mount=mount), ())
+            except (Unavailable, InvalidRequest):
+                return None
+            self._questions[mount] = asked = Question(self, sent)
+            return asked
+
+    @property
+    def silent_s(self) -> float:
+        """How long the oldest question has been waiting for its answer; 0 when none waits."""
+        now = time.monotonic()
+        waiting = [asked.asked_at for asked in list(self._questions.values()) if not asked.answered]
+        return now - min(waiting) if waiting and not self._gone else 0.0
+
+    def drop_question(self, mount: str) -> None:
+        """The mount is detached: nobody wants to know any more."""
+        with self._asking:
+            self._questions.pop(mount, None)
+
     def progress(self, mount: str, limit_s: float = _ANSWER_LIMIT_S) -> protocol.MountProgress:
         answers = self.ask(lambda number: protocol.Progress(id=number, mount=mount), limit_s=limit_s)
         return _only(answers, protocol.MountProgress)
@@ -98,7 +153,7 @@ class Connection:
                 raise Unavailable("the fetcher sent no table", where=reference)
             return resolved, wire.read_whole(pending[1].fds[0], MAX_TABLE_BYTES)
         finally:
-            self._forget(pending)
+            self.forget(pending)
 
     def ask(
         self,
@@ -113,7 +168,7 @@ class Connection:
         try:
             return self._wait(pending, limit_s=limit_s, cancel=cancel)
         finally:
-            self._forget(pending)
+            self.forget(pending)
 
     def close(self) -> None:
         """Ends the connection, and with it all that was attached and granted over it. `on_gone` is called as after a death."""
@@ -144,12 +199,12 @@ class Connection:
         try:
             self._channel.send(make(number), fds)
         except (OSError, ValueError) as error:
-            self._forget((number, pending))
+            self.forget((number, pending))
             if isinstance(error, ValueError):
                 raise InvalidRequest(f"too large for the fetcher: {error}") from None
             raise Unavailable(f"the fetcher is gone: {error.strerror}", where=str(self.path)) from None
         except BaseException:
-            self._forget((number, pending))
+            self.forget((number, pending))
             raise
         return number, pending
 
@@ -183,7 +238,8 @@ class Connection:
         except OSError:
             return  # the reader's thread says so to all
 
-    def _forget(self, sent: tuple[int, _Pending]) -> None:
+    def forget(self, sent: tuple[int, _Pending]) -> None:
+        """Nobody waits for the answer any more."""
         number, pending = sent
         with self._lock:
             self._pending.pop(number, None)

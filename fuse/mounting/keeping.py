@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -37,6 +38,9 @@ class Keeping:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._renewal: threading.Thread | None = None
+        self.restarts = 0
+        self.missing_since: float | None = None
+        """Unix time since when there is no keeper although one is wanted; None while all is well."""
 
     @property
     def pid(self) -> int | None:
@@ -102,6 +106,8 @@ class Keeping:
         client.close()
         if not self._closing.is_set():
             _log.warning("keeper_gone", pid=client.pid)
+            self.restarts += 1
+            self.missing_since = time.time()
             self._renewal = threading.Thread(target=self._renew, name="keeper-again", daemon=True)
             self._renewal.start()
 
@@ -116,6 +122,7 @@ class Keeping:
                 return
         with self._lock:
             self._client = client
+            self.missing_since = None
         self._watch.add(client.fileno(), HUNG_UP, self._hung_up)
         for mount in self._mounts():
             with mount.lock:

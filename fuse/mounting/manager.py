@@ -24,11 +24,12 @@ from fuse import spec, wire
 from fuse.errors import Cancelled, Conflict, MountFailed, NotFound, WeightlessError
 from fuse.filesystem.table import View
 from fuse.mounting import device, fusermount, rundir
+from fuse.mounting.chronicle import Chronicle
 from fuse.mounting.keeping import Keeping
 from fuse.mounting.mount import Mount, Use, from_kept
 from fuse.mounting.mountinfo import MountTable
-from fuse.mounting.reporting import describe, health
-from fuse.mounting.status import Health, MountStatus
+from fuse.mounting.reporting import Surroundings, describe, health
+from fuse.mounting.status import Health, HolderTotals, MountStatus
 from fuse.mounting.supervisor import Supervisor
 from fuse.mounting.values import HolderSettings, LostMount, ResolvedArtifact
 from fuse.mounting.watch import Watch
@@ -58,6 +59,8 @@ class MountManager:
         self._watch: Watch
         self._keeping: Keeping
         self._supervisor: Supervisor
+        self._around: Surroundings
+        self._chronicle: Chronicle
 
     # ---- life of the holder ----
 
@@ -80,11 +83,18 @@ class MountManager:
                 settings, self._watch, self._keeping, mounts=self._snapshot, gone=self._kernel_ended
             )
             undo.callback(self._supervisor.close)
+            self._around = Surroundings(
+                fetcher=self._supervisor.fetcher, keeping=self._keeping, ledger=self._supervisor.ledger
+            )
+            self._chronicle = Chronicle(
+                mounts=self._snapshot, health=lambda mount: health(mount, self._around), refresh=self.statuses
+            )
             for name, fds in self._keeping.open():
                 self._take_back(name, fds)
             undo.pop_all()
         for mount in self._snapshot():
             self._supervisor.repair_soon(mount)
+        self._chronicle.start()
 
     def lost(self) -> list[LostMount]:
         """What `start` could not take back."""
@@ -101,6 +111,7 @@ class MountManager:
             self._closed = True
         if keep and not self._keeping.wait_renewed():
             _log.error("mounts_not_kept", reason="there is no keeper: they end with this process")
+        self._chronicle.close()
         self._supervisor.stop_repairs()
         for mount in self._snapshot():
             with mount.lock:
@@ -236,7 +247,25 @@ class MountManager:
         mount = self._mounts.get(mount_id)
         if mount is None or not mount.live:
             raise NotFound("no such mount", where=mount_id)
-        return health(mount, self._supervisor.fetcher)
+        return health(mount, self._around)
+
+    def totals(self) -> HolderTotals:
+        """Sums of all mounts since `start`, from memory: as of the last time that each was asked."""
+        ledger, fetcher, keeping = self._around.ledger, self._around.fetcher, self._keeping
+        sums = ledger.all()
+        return HolderTotals(
+            reads=sums.reads,
+            bytes_read=sums.bytes_read,
+            waited_s=sums.waited_s,
+            bytes_fetched=sums.bytes_fetched,
+            requests=sums.requests,
+            worker_restarts=ledger.worker_restarts,
+            fetcher_restarts=fetcher.restarts,
+            keeper_restarts=keeping.restarts,
+            keeper_up=keeping.missing_since is None,
+            fetcher_up=fetcher.pid is not None,
+            changes=self._chronicle.changes(),
+        )
 
     def find(self, mountpoint: Path) -> str | None:
         """The id of the mount at a real path."""
@@ -334,6 +363,7 @@ class MountManager:
             self._keeping.drop(mount.id)
         mount.close()
         self._forget(mount)
+        self._around.ledger.forget(mount.id)
         _log.info("mount_left" if keep else "mount_ended", mount=mount.id, mountpoint=str(mount.mountpoint))
 
     def _forget(self, mount: Mount) -> None:
@@ -383,7 +413,7 @@ class MountManager:
         self._keeping.drop(lost.mount_id)
 
     def _describe(self, mounts: list[Mount]) -> list[MountStatus]:
-        return describe(mounts, self._supervisor.fetcher, self._keeping.pid)
+        return describe(mounts, self._around)
 
     def _snapshot(self) -> list[Mount]:
         with self._lock:

@@ -20,6 +20,7 @@ from fuse.errors import WeightlessError
 from fuse.fetch.protocol import MountProgress
 from fuse.mounting.backoff import Backoff
 from fuse.mounting.fetcher_connection import Connection
+from fuse.mounting.status import Health
 from fuse.mounting.worker import Worker
 from fuse.registry.access import Access
 from fuse.spec import MountSpec, Prefetch
@@ -82,6 +83,12 @@ class Mount:
     """Why it has no worker or fetcher just now."""
     trouble_since: float = 0.0
     progress: MountProgress | None = None
+    unserved_since: float = 0.0
+    """Unix time since when it has no worker, while that is so."""
+    worker_restarts: int = 0
+    last_failure: str = ""
+    health: Health = field(default_factory=Health)
+    """As it was judged last: how long a condition lasts is known by it."""
 
     def __post_init__(self) -> None:
         self.id = self.spec.identity
@@ -96,6 +103,8 @@ class Mount:
         if (self.trouble is None) != (trouble is None):
             self.trouble_since = time.time()
         self.trouble = trouble
+        if trouble is not None:
+            self.last_failure = str(trouble)
 
     def keepsake(self) -> int:
         """A sealed memfd of the `Kept`; the caller owns it."""
@@ -129,6 +138,7 @@ def from_kept(device_fd: int, state_fd: int, table_fd: int) -> Mount:
         by_fusermount=kept.by_fusermount,
         device_fd=device_fd,
         table_fd=table_fd,
+        unserved_since=time.time(),
         device=kept.device,
         init=kept.init,
         reply=kept.reply,

@@ -1,99 +1,170 @@
-"""From what a holder knows of its mounts to `MountStatus`: asks the workers and the fetcher, and never waits long for them."""
+"""From what a holder knows of its mounts to `MountStatus`: asks the workers and the fetcher, and never waits long for them.
+
+`health` judges from memory. What is looked at first is what a person would mend first.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
-from fuse.errors import Fault, WeightlessError, from_fault
+import msgspec
+
+from fuse.errors import Fault, from_fault
 from fuse.mounting.fetcher import FetcherClient
+from fuse.mounting.fetcher_connection import Connection
+from fuse.mounting.keeping import Keeping
+from fuse.mounting.ledger import Ledger
 from fuse.mounting.mount import Mount
 from fuse.mounting.mountinfo import MountTable
+from fuse.mounting.reasons import Reason, reason_of
 from fuse.mounting.status import Health, MountStatus
 
 _LIMIT_S: Final = 1.0
+_FETCHER_WEDGED_S: Final = 10.0
+_KEEPER_GRACE_S: Final = 5.0
+"""A keeper that dies is replaced at once, and nobody need hear of it."""
 
 
-def describe(mounts: Sequence[Mount], fetcher: FetcherClient, keeper_pid: int | None) -> list[MountStatus]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all mounts of a holder share."""
+
+    fetcher: FetcherClient
+    keeping: Keeping
+    ledger: Ledger
+
+
+def describe(mounts: Sequence[Mount], around: Surroundings) -> list[MountStatus]:
     """The status of each mount, within about a second for all of them together."""
     deadline = time.monotonic() + _LIMIT_S
     for mount in mounts:
         if mount.worker is not None:
             mount.worker.ask()
-    for mount in mounts:
-        _ask_fetcher(mount, deadline)
+    connections = [mount.attached_to for mount in mounts]
+    questions = [
+        connection.question(mount.id) if connection is not None else None
+        for mount, connection in zip(mounts, connections, strict=True)
+    ]
+    for mount, connection, question in zip(mounts, connections, questions, strict=True):
+        progress = question.wait_answer(deadline) if question is not None else None
+        if progress is not None and connection is not None:
+            mount.progress = progress
+            around.ledger.fetcher_said(mount.id, connection.pid, progress)
     table = MountTable.read()
-    return [_describe(mount, table, fetcher, keeper_pid, deadline) for mount in mounts]
+    return [_describe(mount, table, around, deadline) for mount in mounts]
 
 
-def _ask_fetcher(mount: Mount, deadline: float) -> None:
-    connection = mount.attached_to
-    left_s = deadline - time.monotonic()
-    if connection is None or connection.gone or left_s <= 0:
-        return
-    try:
-        mount.progress = connection.progress(mount.id, left_s)
-    except WeightlessError:
-        return
-
-
-def _describe(
-    mount: Mount, table: MountTable, fetcher: FetcherClient, keeper_pid: int | None, deadline: float
-) -> MountStatus:
+def _describe(mount: Mount, table: MountTable, around: Surroundings, deadline: float) -> MountStatus:
     worker, progress = mount.worker, mount.progress
     report = worker.wait_report(deadline) if worker is not None else None
+    if worker is not None and report is not None:
+        around.ledger.worker_said(mount.id, worker.pid, report)
+    sums = around.ledger.of(mount.id)
     return MountStatus(
         id=mount.id,
         mountpoint=os.fspath(mount.mountpoint),
         reference=mount.spec.reference,
         digest=mount.spec.parts[0].digest,
         worker_pid=worker.pid if worker is not None and worker.alive else None,
-        keeper_pid=keeper_pid,
-        fetcher_pid=fetcher.pid,
+        keeper_pid=around.keeping.pid,
+        fetcher_pid=around.fetcher.pid,
         holder_pid=os.getpid(),
         bytes_cached=progress.bytes_cached if progress else 0,
         bytes_total=progress.bytes_total if progress else mount.bytes_total,
-        bytes_fetched=progress.bytes_fetched if progress else 0,
-        requests=progress.requests if progress else 0,
+        bytes_fetched=sums.bytes_fetched,
+        requests=sums.requests,
         prefetch=mount.prefetch,
         rate_bytes_per_s=progress.rate_bytes_per_s if progress else 0.0,
-        reads=report.reads if report else 0,
-        bytes_read=report.bytes_read if report else 0,
+        reads=sums.reads,
+        bytes_read=sums.bytes_read,
         waiting=report.waiting if report else 0,
-        waited_s=report.waited_s if report else 0.0,
+        waited_s=sums.waited_s,
         open_files=report.open_files if report else 0,
-        condition=health(mount, fetcher),
+        condition=health(mount, around),
         targets=tuple(
             os.fspath(entry.mountpoint)
             for entry in table.of_device(mount.device)
             if entry.mountpoint != mount.mountpoint
         ),
         grants=tuple(mount.uses),
+        worker_restarts=mount.worker_restarts,
+        fetcher_restarts=around.fetcher.restarts,
+        last_failure=mount.last_failure,
     )
 
 
-def health(mount: Mount, fetcher: FetcherClient) -> Health:
-    """From memory: what its processes told last. Workers tell of a change by themselves."""
-    worker, progress = mount.worker, mount.progress
-    condition = worker.condition if worker is not None else None
+def health(mount: Mount, around: Surroundings) -> Health:
+    """From memory: what its processes told last. Workers tell of a change by themselves.
+
+    `since` stays as long as the state and its reason do, whoever tells of them.
+    """
+    found, before = _judge(mount, around), mount.health
+    if found.state != "healthy":
+        same = found.cause == before.cause and before.since
+        found = msgspec.structs.replace(found, since=before.since if same else found.since or time.time())
+    mount.health = found
+    return found
+
+
+def _judge(mount: Mount, around: Surroundings) -> Health:
+    condition = mount.worker.condition if mount.worker is not None else None
+    progress = mount.progress
     if condition is not None and condition.fault is not None and condition.permanent:
-        return Health(state="broken", reason=_words(condition.fault), since=condition.since)
+        return _by_fault("broken", condition.fault, condition.since)
     if progress is not None and progress.failed_by is not None:
-        return Health(state="broken", reason=_words(progress.failed_by), since=progress.stalled_since or 0.0)
-    trouble = mount.trouble or fetcher.trouble
-    if worker is None or not worker.alive:
-        reason = f"no worker serves it: {trouble}" if trouble else "its worker is being replaced"
-        return Health(state="degraded", reason=reason, since=mount.trouble_since)
-    if trouble is not None:
-        return Health(state="degraded", reason=str(trouble), since=mount.trouble_since)
+        return _by_fault("broken", progress.failed_by, progress.stalled_since)
+    ours = _of_worker(mount, around.fetcher) or _of_fetcher(mount, around.fetcher)
+    if ours is not None:
+        return ours
     if condition is not None and condition.fault is not None:
-        return Health(state="degraded", reason=_words(condition.fault), since=condition.since)
+        return _by_fault("degraded", condition.fault, condition.since)
     if progress is not None and progress.stalled_by is not None:
-        return Health(state="degraded", reason=_words(progress.stalled_by), since=progress.stalled_since or 0.0)
+        return _by_fault("degraded", progress.stalled_by, progress.stalled_since)
+    missing_since = around.keeping.missing_since
+    if missing_since is not None and time.time() - missing_since >= _KEEPER_GRACE_S:
+        return _degraded(Reason.KEEPER_DOWN, "there is no keeper, and none can be started", missing_since)
     return Health()
 
 
-def _words(fault: Fault) -> str:
-    return str(from_fault(fault))
+def _of_worker(mount: Mount, fetcher: FetcherClient) -> Health | None:
+    worker, trouble = mount.worker, mount.trouble or fetcher.trouble
+    now = time.monotonic()
+    looping_since = mount.backoff.looping_since(now)
+    serves = worker is not None and worker.alive
+    if looping_since is not None and fetcher.trouble is None:
+        last = f": {mount.last_failure}" if mount.last_failure else ""
+        words = f"its worker has ended {mount.backoff.deaths} times in a row{last}"
+        return _degraded(Reason.WORKER_CRASH_LOOP, words, time.time() - (now - looping_since))
+    if serves:
+        return None
+    since = mount.unserved_since or mount.trouble_since
+    if trouble is not None:
+        code = Reason.FETCHER_DOWN if fetcher.trouble is not None else Reason.WORKER_REPLACED
+        return _degraded(code, f"no worker serves it: {trouble}", since)
+    if mount.worker_restarts == 0:
+        return _degraded(Reason.RECOVERING, "its worker is being started", since)
+    return _degraded(Reason.WORKER_REPLACED, "its worker is being replaced", since)
+
+
+def _of_fetcher(mount: Mount, fetcher: FetcherClient) -> Health | None:
+    trouble = mount.trouble or fetcher.trouble
+    if trouble is not None:
+        return _degraded(Reason.FETCHER_DOWN, str(trouble), mount.trouble_since)
+    connection: Connection | None = mount.attached_to
+    silent_s = connection.silent_s if connection is not None else 0.0
+    if silent_s >= _FETCHER_WEDGED_S:
+        words = "the fetcher runs and does not answer"
+        return _degraded(Reason.FETCHER_WEDGED, words, time.time() - silent_s)
+    return None
+
+
+def _degraded(code: Reason, words: str, since: float) -> Health:
+    return Health(state="degraded", reason=words, reason_code=code, since=since)
+
+
+def _by_fault(state: Literal["degraded", "broken"], fault: Fault, since: float | None) -> Health:
+    return Health(state=state, reason=str(from_fault(fault)), reason_code=reason_of(fault.kind), since=since or 0.0)

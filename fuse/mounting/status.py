@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
 
+from fuse.mounting.reasons import State, consequence, known
+
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """`degraded`: reads wait, and will go on by themselves. `broken`: some reads fail, and only a change from outside helps."""
+    """`degraded`: reads wait, or a safety net is missing; it heals by itself. `broken`: some reads fail."""
 
-    state: Literal["healthy", "degraded", "broken"] = "healthy"
+    state: State = "healthy"
     reason: str = ""
+    """In words, for people."""
     since: float = 0.0
-    """Unix time; 0 when healthy."""
+    """Unix time; 0 when healthy, or not known."""
+    reason_code: str = ""
+    """A `fuse.mounting.reasons.Reason`, or one of a newer version; empty when healthy, and from an older one."""
+
+    @property
+    def cause(self) -> tuple[State, str]:
+        """What makes it another condition: words may change while the same thing is wrong."""
+        return self.state, known(self.reason_code) if self.state != "healthy" else ""
+
+    @property
+    def since_iso(self) -> str:
+        """UTC, to the second: "2026-11-25T12:00:03Z"; empty when there is no such time."""
+        return datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if self.since > 0 else ""
+
+    def sentence(self) -> str:
+        """State, since when, reason, words and what it means to a reader, for a volume's condition."""
+        if self.state == "healthy":
+            return consequence(self.state, "")
+        since = f" since {self.since_iso}" if self.since_iso else ""
+        words = f"{self.reason}; " if self.reason else ""
+        return f"{self.state}{since}: {known(self.reason_code)}: {words}{consequence(self.state, self.reason_code)}"
 
 
 class MountStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,3 +68,29 @@ class MountStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Where else the file system is bound to, as the mount table tells."""
     grants: tuple[str, ...] = ()
     """Who uses it."""
+    worker_restarts: int = 0
+    """Workers of this mount that ended without being told to, since this holder has it."""
+    fetcher_restarts: int = 0
+    """How often this holder found its fetcher gone."""
+    last_failure: str = ""
+    """Why it could not be served the last time that it could not; stays when it is served again."""
+
+
+class HolderTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """What all mounts of one holder, also those that have ended, add up to since it started. Counters never go back, whatever
+    process restarts; what a process did since it was asked last is lost when it is killed."""
+
+    reads: int = 0
+    bytes_read: int = 0
+    waited_s: float = 0.0
+    bytes_fetched: int = 0
+    """By the fetcher, for whomever; a blob that several mounts share counts once."""
+    requests: int = 0
+    worker_restarts: int = 0
+    fetcher_restarts: int = 0
+    keeper_restarts: int = 0
+    keeper_up: bool = True
+    """Also when none is wanted."""
+    fetcher_up: bool = True
+    changes: dict[tuple[str, str], int] = {}
+    """How often mounts came into a state, by state and reason code."""

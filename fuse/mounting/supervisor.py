@@ -24,6 +24,7 @@ from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_connection import Connection
 from fuse.mounting.fetcher_start import WORKER_ID
 from fuse.mounting.keeping import Keeping
+from fuse.mounting.ledger import Ledger
 from fuse.mounting.mount import Mount
 from fuse.mounting.values import HolderSettings
 from fuse.mounting.watch import Watch
@@ -51,6 +52,7 @@ class Supervisor:
         gone: Callable[[Mount], None],
     ) -> None:
         self.fetcher = FetcherClient(settings.fetcher(), on_connected=self._fetcher_is_back)
+        self.ledger = Ledger()
         self._settings = settings
         self._watch = watcher
         self._keeping = keeping
@@ -97,6 +99,7 @@ class Supervisor:
     def detach(self, mount: Mount) -> None:
         connection, mount.attached_to = mount.attached_to, None
         if connection is not None:
+            connection.drop_question(mount.id)
             with suppress(WeightlessError):  # then it is gone, or forgets the mount with the connection
                 connection.detach(mount.id)
 
@@ -173,6 +176,9 @@ class Supervisor:
     def _worker_ended(self, mount: Mount, worker: Worker) -> None:
         """On the watch thread."""
         if mount.worker is worker and mount.live:
+            mount.unserved_since = time.time()
+            mount.worker_restarts += 1
+            self.ledger.count_restart()
             self.repair_soon(mount)
 
     def _repair(self, mount: Mount) -> None:

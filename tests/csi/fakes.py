@@ -17,7 +17,7 @@ from fuse.filesystem.table import View
 from fuse.mounting import device
 from fuse.mounting.manager import ResolvedArtifact
 from fuse.mounting.mountinfo import MountTable
-from fuse.mounting.status import Health, MountStatus
+from fuse.mounting.status import Health, HolderTotals, MountStatus
 from fuse.registry.access import Access, Credential, Endpoint
 from fuse.spec import Prefetch
 
@@ -152,6 +152,9 @@ class FakeManager:
 
     def health(self, mount_id: str) -> Health:
         return self.status(mount_id).condition
+
+    def totals(self) -> HolderTotals:
+        return HolderTotals()
 
     def close(self, *, keep: bool) -> None:
         self.closed_with = keep

@@ -327,10 +327,18 @@ def test_stats_come_from_memory_and_tell_the_condition(place: Place, manager: Fa
         assert usage == {pb.VolumeUsage.BYTES: (4096, 4096, 0), pb.VolumeUsage.INODES: (3, 3, 0)}
         assert not answer.volume_condition.abnormal
         assert answer.volume_condition.message
-        manager.condition = Health(state="degraded", reason="registry.example.com does not answer", since=1.0)
+        manager.condition = Health(
+            state="degraded",
+            reason="registry.example.com does not answer",
+            reason_code="registry_unavailable",
+            since=1.0,
+        )
         condition = kubelet.stats(target).volume_condition
         assert condition.abnormal
-        assert condition.message == "registry.example.com does not answer"
+        assert condition.message == (
+            "degraded since 1970-01-01T00:00:01Z: registry_unavailable: registry.example.com does not answer; "
+            "reads wait and go on by themselves"
+        )
         for path, volume_id in ((target, "csi-2"), ("some/path", "csi-1"), (place.target(volume="x"), "csi-1")):
             with pytest.raises(grpc.RpcError) as caught:
                 kubelet.stats(path, volume_id=volume_id)

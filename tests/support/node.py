@@ -22,13 +22,14 @@ MULTI_READER: Final = csi_pb2.VolumeCapability.AccessMode.MULTI_NODE_READER_ONLY
 class Node:
     """`weightless node` in `sandbox`. The context ends it with SIGTERM; what is published stays published."""
 
-    def __init__(self, sandbox: Sandbox, *options: str) -> None:
+    def __init__(self, sandbox: Sandbox, *options: str, metrics_address: str | None = None) -> None:
         self.sandbox = sandbox
         self.kubelet = sandbox.root / "kubelet"
         self.state = sandbox.root / "state"
         self.log = sandbox.root / "node.log"
         self.socket = self.kubelet / "plugins" / "csi.weightless.dev" / "csi.sock"
         self.options = options
+        self.metrics_address = metrics_address
         self.process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
         self.socket.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +39,7 @@ class Node:
             *(COMMAND, "--cache-dir", str(self.sandbox.cache), "--log-level", "debug", *self.options, "node"),
             *("--endpoint", f"unix://{self.socket}", "--node-id", "test-node"),
             *("--kubelet-dir", str(self.kubelet), "--state-dir", str(self.state)),
+            *(("--metrics-address", self.metrics_address) if self.metrics_address else ()),
         ]
 
     # ---- life ----

@@ -26,6 +26,7 @@ def run(
     node_id: str | None,
     kubelet_dir: Path | None,
     state_dir: Path | None,
+    metrics_address: str | None,
 ) -> None:
     """Serves until SIGTERM; published volumes stay mounted then. Raises InvalidConfig, Conflict, Missing."""
     section = settings.config.node
@@ -37,6 +38,7 @@ def run(
         access=wiring.access_reader(settings, local_allowed=False),
         kubelet_dir=_directory(kubelet_dir, section.kubelet_dir, _KUBELET),
         state_dir=_directory(state_dir, section.state_dir, _STATE),
+        metrics_address=metrics_address or section.metrics_address or None,
     )
     holder = wiring.holder_settings(settings, run_dir, name=NODE, log_to_stderr=True, log_level=level)
     manager = MountManager(holder)

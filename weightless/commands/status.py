@@ -1,6 +1,12 @@
-"""`weightless status`: the mounts of all holders of this user (for root: of the machine's node plugin as well)."""
+"""`weightless status`: the mounts of all holders of this user (for root: of the machine's node plugin as well).
+
+The exit code says whether the question could be answered, not how the mounts are: 0 also when one is broken.
+"""
 
 from __future__ import annotations
+
+import time
+from typing import Any
 
 import msgspec
 
@@ -21,12 +27,13 @@ def run(settings: Settings, *, json: bool) -> None:
             f"{place} is mounted, but no process in {run_dir} answers for it: mount there again to serve it, or unmount it"
         )
     if json:
-        console.say(msgspec.json.format(msgspec.json.encode(mounts)).decode())
+        console.say(msgspec.json.format(msgspec.json.encode([_document(mount) for mount in mounts])).decode())
         return
     if not mounts:
         console.note("nothing else is mounted" if unanswered else "nothing is mounted")
         return
-    drawn = console.table("mountpoint", "reference", "cached", "rate", "reads", "waits", "condition", right=("reads",))
+    columns = ("mountpoint", "reference", "cached", "rate", "reads", "waits", "state", "since", "restarts", "reason")
+    drawn = console.table(*columns, right=("reads", "restarts"), whole=("state",))
     for mount in mounts:
         drawn.add_row(
             console.plain(mount.mountpoint),
@@ -35,7 +42,10 @@ def run(settings: Settings, *, json: bool) -> None:
             units.rate(mount.rate_bytes_per_s) if mount.rate_bytes_per_s >= 1 else "-",
             str(mount.reads),
             _waits(mount),
-            console.plain(_condition(mount)),
+            mount.condition.state,
+            _since(mount),
+            str(mount.worker_restarts),
+            console.plain(_reason(mount)),
         )
     console.show(drawn)
 
@@ -65,5 +75,21 @@ def _waits(mount: MountStatus) -> str:
     return f"{now}{units.duration(mount.waited_s)}" if mount.waiting or mount.waited_s else "-"
 
 
-def _condition(mount: MountStatus) -> str:
-    return mount.condition.state + (f": {mount.condition.reason}" if mount.condition.reason else "")
+def _since(mount: MountStatus) -> str:
+    since = mount.condition.since
+    return f"{units.duration(max(0.0, time.time() - since))} ago" if since else "-"
+
+
+def _reason(mount: MountStatus) -> str:
+    """The code, which the documentation explains, and the words."""
+    condition = mount.condition
+    if condition.state == "healthy":
+        return "-"
+    return f"{condition.cause[1]}: {condition.reason}"
+
+
+def _document(mount: MountStatus) -> dict[str, Any]:
+    """The status as it travels, and the time of the condition as people and most programs write it."""
+    document: dict[str, Any] = msgspec.to_builtins(mount)
+    document["condition"]["since_iso"] = mount.condition.since_iso
+    return document

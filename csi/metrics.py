@@ -1,0 +1,182 @@
+"""What the node plugin counts, as Prometheus metrics. docs/metrics.md lists them; a test compares.
+
+Labels are small and fixed: a state, a reason, a method, a code, a role. Never a reference, a digest, a path or a name of a pod or
+registry: those are without bound, and not for everybody to see. All is taken from memory when it is scraped, but for one round
+of questions to the processes that takes a second at most; scrapes that come meanwhile get the answer before.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter as Count
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fuse.mounting.reasons import Reason, State
+from fuse.mounting.status import Health, HolderTotals, MountStatus
+from weightless import __version__
+
+_BUCKETS_S: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+"""Kubelet gives up after two minutes."""
+_UNWELL: Final[tuple[State, ...]] = ("degraded", "broken")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class Source(Protocol):
+    """What is needed of a `MountManager`."""
+
+    def statuses(self) -> list[MountStatus]: ...
+
+    def totals(self) -> HolderTotals: ...
+
+
+class Metrics:
+    """All metrics of one plugin, in a registry of their own."""
+
+    def __init__(self, source: Source, volumes: Callable[[], Sequence[Health]]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter that nobody asks for
+        self.registry = CollectorRegistry()
+        self._calls = Counter(
+            "weightless_csi_requests", "CSI calls that ended.", ("method", "code"), registry=self.registry
+        )
+        self._durations = Histogram(
+            "weightless_csi_request_duration_seconds",
+            "How long CSI calls took.",
+            ("method",),
+            buckets=_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.registry.register(_NodeCollector(source, volumes))
+        ProcessCollector(registry=self.registry)
+
+    def observe_call(self, method: str, code: str, duration_s: float) -> None:
+        self._calls.labels(method, code).inc()
+        self._durations.labels(method).observe(duration_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    mounts: Sequence[MountStatus]
+    volumes: Sequence[Health]
+    totals: HolderTotals
+
+
+class _NodeCollector(Collector):
+    def __init__(self, source: Source, volumes: Callable[[], Sequence[Health]]) -> None:
+        self._source = source
+        self._volumes = volumes
+        self._lock = threading.Lock()
+        self._last: _Snapshot | None = None
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: otherwise registering would collect, before there is anything."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot = self._snapshot()
+        yield InfoMetricFamily("weightless_build", "The version that runs.", {"version": __version__})
+        yield from _conditions("volume", "Published volumes", snapshot.volumes)
+        yield from _conditions("mount", "Mounted file systems", [mount.condition for mount in snapshot.mounts])
+        yield _changes(snapshot.totals)
+        yield from _sizes(snapshot.mounts)
+        yield from _sums(snapshot.totals)
+        yield from _processes(snapshot)
+
+    def _snapshot(self) -> _Snapshot:
+        """Fresh, or the last one while another scrape asks: scrapes that take long do not pile up."""
+        last = self._last
+        if not self._lock.acquire(blocking=last is None):
+            assert last is not None  # noqa: S101  (or we would have waited)
+            return last
+        try:
+            mounts = self._source.statuses()
+            self._last = _Snapshot(mounts, self._volumes(), self._source.totals())
+            return self._last
+        finally:
+            self._lock.release()
+
+
+def _conditions(what: str, noun: str, healths: Sequence[Health]) -> Iterator[Metric]:
+    states = Count(health.state for health in healths)
+    gauge = GaugeMetricFamily(f"weightless_{what}s", f"{noun}, by state.", labels=("state",))
+    for state in get_args(State):
+        gauge.add_metric((state,), states[state])
+    yield gauge
+    causes = Count(health.cause for health in healths)
+    gauge = GaugeMetricFamily(
+        f"weightless_{what}_conditions", f"{noun} that are not healthy, by reason.", labels=("state", "reason")
+    )
+    for state in _UNWELL:
+        for reason in Reason:
+            gauge.add_metric((state, reason), causes[state, reason])
+    yield gauge
+
+
+def _changes(totals: HolderTotals) -> Metric:
+    counter = CounterMetricFamily(
+        "weightless_mount_condition_changes",
+        "How often mounted file systems came into a condition.",
+        labels=("state", "reason"),
+    )
+    for (state, reason), count in sorted(totals.changes.items()):
+        counter.add_metric((state, reason), count)
+    return counter
+
+
+def _sizes(mounts: Sequence[MountStatus]) -> Iterator[Metric]:
+    for name, help_text, value in (
+        ("mounts_size_bytes", "Size of what is mounted; what mounts share counts for each.", "bytes_total"),
+        ("mounts_cached_bytes", "How much of that is in the cache.", "bytes_cached"),
+        ("reads_waiting", "Reads that wait for bytes now.", "waiting"),
+        ("open_files", "Files that readers have open.", "open_files"),
+    ):
+        yield GaugeMetricFamily(f"weightless_{name}", help_text, value=sum(getattr(mount, value) for mount in mounts))
+
+
+def _sums(totals: HolderTotals) -> Iterator[Metric]:
+    for name, help_text, value in (
+        ("reads", "Reads that the kernel asked for.", totals.reads),
+        ("read_bytes", "Bytes given to readers.", totals.bytes_read),
+        ("read_wait_seconds", "Time that reads have waited for bytes, all together.", totals.waited_s),
+        ("fetched_bytes", "Bytes that came from registries.", totals.bytes_fetched),
+        ("fetch_requests", "Requests for bytes that were sent to registries.", totals.requests),
+        ("worker_restarts", "Workers that ended without being told to.", totals.worker_restarts),
+        ("fetcher_restarts", "Fetchers that ended without being told to.", totals.fetcher_restarts),
+        ("keeper_restarts", "Keepers that ended without being told to.", totals.keeper_restarts),
+    ):
+        yield CounterMetricFamily(f"weightless_{name}", help_text, value=value)
+    yield GaugeMetricFamily("weightless_fetcher_up", "Whether the fetcher is connected.", value=totals.fetcher_up)
+    yield GaugeMetricFamily("weightless_keeper_up", "Whether the keeper is connected.", value=totals.keeper_up)
+
+
+def _processes(snapshot: _Snapshot) -> Iterator[Metric]:
+    roles: dict[str, set[int | None]] = {
+        "worker": {mount.worker_pid for mount in snapshot.mounts},
+        "fetcher": {mount.fetcher_pid for mount in snapshot.mounts},
+        "keeper": {mount.keeper_pid for mount in snapshot.mounts},
+    }
+    count = GaugeMetricFamily("weightless_processes", "Processes that serve the mounts.", labels=("role",))
+    memory = GaugeMetricFamily(
+        "weightless_processes_resident_memory_bytes", "Their resident memory, shared pages included.", labels=("role",)
+    )
+    for role, pids in roles.items():
+        sizes = [size for pid in pids if pid is not None and (size := _resident_bytes(pid)) is not None]
+        count.add_metric((role,), len(sizes))
+        memory.add_metric((role,), sum(sizes))
+    yield count
+    yield memory
+
+
+def _resident_bytes(pid: int) -> int | None:
+    """None for a process that is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError, ValueError):
+        return None
