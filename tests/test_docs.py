@@ -13,7 +13,7 @@ import yaml
 
 from csi import attributes
 from fuse.mounting.reasons import Reason
-from fuse.mounting.status import Health, MountStatus
+from fuse.mounting.status import Health, MountStatus, Restarts
 from fuse.registry.hosts import load_access
 from weightless import config
 from weightless.app import app
@@ -96,7 +96,8 @@ def test_every_field_of_the_status_is_explained() -> None:
     text = (ROOT / "docs" / "OPERATIONS.md").read_text()
     table = text.partition("Fields of each entry:")[2].partition("### The log")[0]
     named = set(re.findall(r"`(\w+)`", table)) - {"full", "none"}
-    fields = {*MountStatus.__struct_fields__, *Health.__struct_fields__, "since_iso"}
+    kinds = (MountStatus, Health, Restarts)
+    fields = {"since_iso", *(name for kind in kinds for name in kind.__struct_fields__)}
     assert fields == named
 
 

@@ -1,4 +1,4 @@
-"""How soon a worker that died is replaced. Pure: the caller tells the time."""
+"""How soon a worker, fetcher or keeper that died is replaced. Pure: the caller tells the time."""
 
 from __future__ import annotations
 
@@ -17,23 +17,9 @@ class Backoff:
     def __init__(self) -> None:
         self._deaths = 0
         self._started_at: float | None = None
-        self._first_death_at = 0.0
-
-    def looping_since(self, now: float) -> float | None:
-        """When the deaths began that came too fast for replacements at once; None while there is no such series.
-
-        A series is over when a worker has served for ten seconds.
-        """
-        served_s = now - self._started_at if self._started_at is not None else 0.0
-        return self._first_death_at if self._deaths > _AT_ONCE and served_s < _SERVICE_S else None
-
-    @property
-    def deaths(self) -> int:
-        """Of the last series."""
-        return self._deaths
 
     def started(self, now: float) -> None:
-        """A worker serves since `now`."""
+        """One serves since `now`."""
         self._started_at = now
 
     def died(self, now: float) -> float:
@@ -41,10 +27,18 @@ class Backoff:
         if self._started_at is not None and now - self._started_at >= _SERVICE_S:
             self._deaths = 0
         self._started_at = None
-        if not self._deaths:
-            self._first_death_at = now
         self._deaths += 1
         late = self._deaths - _AT_ONCE
         if late <= 0:
             return 0.0
         return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(late - 1, _LONGEST_EXPONENT))
+
+    @property
+    def deaths(self) -> int:
+        """In a row, none of them after ten seconds of service."""
+        return self._deaths
+
+    def looping(self, now: float) -> bool:
+        """Whether it died so often that the next start has to wait, and has not served ten seconds since."""
+        served = self._started_at is not None and now - self._started_at >= _SERVICE_S
+        return self._deaths >= _AT_ONCE and not served

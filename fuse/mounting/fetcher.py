@@ -8,6 +8,7 @@ connection; without (a command), the next request reconnects.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -20,6 +21,7 @@ from fuse.filesystem.table import View
 from fuse.mounting import process
 from fuse.mounting.fetcher_connection import Connection
 from fuse.mounting.fetcher_start import FetcherSettings, connect_or_start, log_path
+from fuse.mounting.restarts import History
 from fuse.registry.access import Access
 
 _END_GRACE_S: Final = 0.5
@@ -38,8 +40,7 @@ class FetcherClient:
         self._on_connected = on_connected
         self._connection: Connection | None = None
         self._started = False
-        self.restarts = 0
-        """How often a fetcher was found gone that nobody here had asked to go."""
+        self.history = History()
         self._connecting = threading.Lock()
         self._closing = threading.Event()
         self._lost = threading.Event()
@@ -71,8 +72,10 @@ class FetcherClient:
                     self._started = self._started or started
                 except WeightlessError as error:
                     self._trouble = error
+                    self.history.ended(time.monotonic(), time.time(), f"cannot be started: {error.what}")
                     raise
                 self._trouble = None
+                self.history.started(time.monotonic())
             return self._connection
 
     def resolve(
@@ -135,7 +138,7 @@ class FetcherClient:
     def _gone(self, connection: Connection) -> None:
         if not self._closing.is_set():
             _log.warning("fetcher_gone", pid=connection.pid)
-            self.restarts += 1  # one thread at a time: a connection's end comes before the next one
+            self.history.ended(time.monotonic(), time.time(), "hung up")
             self._lost.set()
 
     def _stay_connected(self) -> None:

@@ -18,6 +18,7 @@ import structlog
 from fuse.errors import Unavailable
 from fuse.mounting.keeper_client import KeeperClient
 from fuse.mounting.mount import Mount
+from fuse.mounting.restarts import History
 from fuse.mounting.watch import HUNG_UP, Watch
 
 _PAUSE_S: Final = 1.0
@@ -38,9 +39,9 @@ class Keeping:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._renewal: threading.Thread | None = None
-        self.restarts = 0
-        self.missing_since: float | None = None
-        """Unix time since when there is no keeper although one is wanted; None while all is well."""
+        self.history = History()
+        self.away_since = 0.0
+        """Unix time since when a keeper is wanted and not there; 0 when it is."""
 
     @property
     def pid(self) -> int | None:
@@ -106,8 +107,8 @@ class Keeping:
         client.close()
         if not self._closing.is_set():
             _log.warning("keeper_gone", pid=client.pid)
-            self.restarts += 1
-            self.missing_since = time.time()
+            self.away_since = time.time()
+            self.history.ended(time.monotonic(), self.away_since, "hung up")
             self._renewal = threading.Thread(target=self._renew, name="keeper-again", daemon=True)
             self._renewal.start()
 
@@ -122,7 +123,7 @@ class Keeping:
                 return
         with self._lock:
             self._client = client
-            self.missing_since = None
+            self.away_since = 0.0
         self._watch.add(client.fileno(), HUNG_UP, self._hung_up)
         for mount in self._mounts():
             with mount.lock:

@@ -20,6 +20,7 @@ class Sums:
     waited_s: float = 0.0
     bytes_fetched: int = 0
     requests: int = 0
+    restarts: int = 0
 
     def add(self, other: Sums) -> None:
         for item in fields(self):
@@ -58,7 +59,6 @@ class Ledger:
         self._lock = threading.Lock()
         self._mounts: dict[str, _Account] = {}
         self._all = _Account()
-        self.worker_restarts = 0
 
     def worker_said(self, mount_id: str, worker: object, report: Report) -> None:
         """`worker` and `fetcher` below: whatever is equal for the same process, and for no other."""
@@ -77,10 +77,10 @@ class Ledger:
                 said = Sums(bytes_fetched=totals.bytes_fetched, requests=totals.requests)
                 self._all.take("fetcher", fetcher, said)
 
-    def count_restart(self) -> None:
-        """A worker ended that had not been told to."""
+    def restarted(self, mount_id: str, count: int) -> None:
+        """How often the mount's worker was replaced, by this holder."""
         with self._lock:
-            self.worker_restarts += 1
+            self._all.sums.add(self._account(mount_id).take("restarts", self, Sums(restarts=count)))
 
     def of(self, mount_id: str) -> Sums:
         with self._lock:

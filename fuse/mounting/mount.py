@@ -18,8 +18,8 @@ import msgspec
 from fuse import wire
 from fuse.errors import WeightlessError
 from fuse.fetch.protocol import MountProgress
-from fuse.mounting.backoff import Backoff
 from fuse.mounting.fetcher_connection import Connection
+from fuse.mounting.restarts import History
 from fuse.mounting.status import Health
 from fuse.mounting.worker import Worker
 from fuse.registry.access import Access
@@ -77,16 +77,13 @@ class Mount:
     worker: Worker | None = None
     attached_to: Connection | None = None
     """The connection over which the fetcher serves it; with another one it has to be attached again."""
-    backoff: Backoff = field(default_factory=Backoff)
+    history: History = field(default_factory=History)
+    """Of its workers."""
     repairing: bool = False
     trouble: WeightlessError | None = None
     """Why it has no worker or fetcher just now."""
     trouble_since: float = 0.0
     progress: MountProgress | None = None
-    unserved_since: float = 0.0
-    """Unix time since when it has no worker, while that is so."""
-    worker_restarts: int = 0
-    last_failure: str = ""
     health: Health = field(default_factory=Health)
     """As it was judged last: how long a condition lasts is known by it."""
 
@@ -103,8 +100,6 @@ class Mount:
         if (self.trouble is None) != (trouble is None):
             self.trouble_since = time.time()
         self.trouble = trouble
-        if trouble is not None:
-            self.last_failure = str(trouble)
 
     def keepsake(self) -> int:
         """A sealed memfd of the `Kept`; the caller owns it."""
@@ -138,7 +133,6 @@ def from_kept(device_fd: int, state_fd: int, table_fd: int) -> Mount:
         by_fusermount=kept.by_fusermount,
         device_fd=device_fd,
         table_fd=table_fd,
-        unserved_since=time.time(),
         device=kept.device,
         init=kept.init,
         reply=kept.reply,

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     WORKER_REPLACED = "worker_replaced"
     WORKER_CRASH_LOOP = "worker_crash_loop"
     FETCHER_DOWN = "fetcher_down"
+    FETCHER_CRASH_LOOP = "fetcher_crash_loop"
     FETCHER_WEDGED = "fetcher_wedged"
     KEEPER_DOWN = "keeper_down"
     INTERNAL = "internal"

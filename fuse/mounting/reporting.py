@@ -63,6 +63,7 @@ def _describe(mount: Mount, table: MountTable, around: Surroundings, deadline: f
     report = worker.wait_report(deadline) if worker is not None else None
     if worker is not None and report is not None:
         around.ledger.worker_said(mount.id, worker.pid, report)
+    around.ledger.restarted(mount.id, mount.history.told.count)
     sums = around.ledger.of(mount.id)
     return MountStatus(
         id=mount.id,
@@ -91,9 +92,9 @@ def _describe(mount: Mount, table: MountTable, around: Surroundings, deadline: f
             if entry.mountpoint != mount.mountpoint
         ),
         grants=tuple(mount.uses),
-        worker_restarts=mount.worker_restarts,
-        fetcher_restarts=around.fetcher.restarts,
-        last_failure=mount.last_failure,
+        worker_restarts=mount.history.told,
+        fetcher_restarts=around.fetcher.history.told,
+        keeper_restarts=around.keeping.history.told,
     )
 
 
@@ -124,36 +125,35 @@ def _judge(mount: Mount, around: Surroundings) -> Health:
         return _by_fault("degraded", condition.fault, condition.since)
     if progress is not None and progress.stalled_by is not None:
         return _by_fault("degraded", progress.stalled_by, progress.stalled_since)
-    missing_since = around.keeping.missing_since
-    if missing_since is not None and time.time() - missing_since >= _KEEPER_GRACE_S:
-        return _degraded(Reason.KEEPER_DOWN, "there is no keeper, and none can be started", missing_since)
+    away_since = around.keeping.away_since
+    if away_since and time.time() - away_since >= _KEEPER_GRACE_S:
+        return _degraded(Reason.KEEPER_DOWN, "there is no keeper, and none can be had", away_since)
     return Health()
 
 
 def _of_worker(mount: Mount, fetcher: FetcherClient) -> Health | None:
-    worker, trouble = mount.worker, mount.trouble or fetcher.trouble
-    now = time.monotonic()
-    looping_since = mount.backoff.looping_since(now)
-    serves = worker is not None and worker.alive
-    if looping_since is not None and fetcher.trouble is None:
-        last = f": {mount.last_failure}" if mount.last_failure else ""
-        words = f"its worker has ended {mount.backoff.deaths} times in a row{last}"
-        return _degraded(Reason.WORKER_CRASH_LOOP, words, time.time() - (now - looping_since))
-    if serves:
+    trouble = mount.trouble or fetcher.trouble
+    loop = mount.history.loop(time.monotonic())
+    # Without a fetcher none can be started: that is to be mended, not this.
+    if loop is not None and fetcher.trouble is None:
+        return _degraded(Reason.WORKER_CRASH_LOOP, f"its worker died {loop[0]}", loop[1])
+    if mount.worker is not None and mount.worker.alive:
         return None
-    since = mount.unserved_since or mount.trouble_since
     if trouble is not None:
         code = Reason.FETCHER_DOWN if fetcher.trouble is not None else Reason.WORKER_REPLACED
-        return _degraded(code, f"no worker serves it: {trouble}", since)
-    if mount.worker_restarts == 0:
-        return _degraded(Reason.RECOVERING, "its worker is being started", since)
-    return _degraded(Reason.WORKER_REPLACED, "its worker is being replaced", since)
+        return _degraded(code, f"no worker serves it: {trouble}", mount.trouble_since)
+    if mount.history.told.count == 0:
+        return _degraded(Reason.RECOVERING, "its worker is being started", 0.0)
+    return _degraded(Reason.WORKER_REPLACED, "its worker is being replaced", mount.history.told.at)
 
 
 def _of_fetcher(mount: Mount, fetcher: FetcherClient) -> Health | None:
     trouble = mount.trouble or fetcher.trouble
     if trouble is not None:
         return _degraded(Reason.FETCHER_DOWN, str(trouble), mount.trouble_since)
+    loop = fetcher.history.loop(time.monotonic())
+    if loop is not None:
+        return _degraded(Reason.FETCHER_CRASH_LOOP, f"the fetcher died {loop[0]}", loop[1])
     connection: Connection | None = mount.attached_to
     silent_s = connection.silent_s if connection is not None else 0.0
     if silent_s >= _FETCHER_WEDGED_S:

@@ -40,6 +40,17 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.state}{since}: {known(self.reason_code)}: {words}{consequence(self.state, self.reason_code)}"
 
 
+class Restarts(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a process had to be replaced since its holder started, and why the last time."""
+
+    count: int = 0
+    reason: str = ""
+    last_words: str = ""
+    """The last lines that it wrote to standard error."""
+    at: float = 0.0
+    """Unix time of its last end."""
+
+
 class MountStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One mount. What its processes do not answer quickly is told as it was last known."""
 
@@ -68,12 +79,11 @@ class MountStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Where else the file system is bound to, as the mount table tells."""
     grants: tuple[str, ...] = ()
     """Who uses it."""
-    worker_restarts: int = 0
-    """Workers of this mount that ended without being told to, since this holder has it."""
-    fetcher_restarts: int = 0
-    """How often this holder found its fetcher gone."""
-    last_failure: str = ""
-    """Why it could not be served the last time that it could not; stays when it is served again."""
+    worker_restarts: Restarts = Restarts()
+    """Of this mount."""
+    fetcher_restarts: Restarts = Restarts()
+    """Of this holder, as those of the keeper."""
+    keeper_restarts: Restarts = Restarts()
 
 
 class HolderTotals(msgspec.Struct, frozen=True, kw_only=True):

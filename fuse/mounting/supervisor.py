@@ -129,7 +129,7 @@ class Supervisor:
                 raise
         # The first worker's reply stays: it is what the kernel took.
         mount.reply = mount.reply or reply
-        mount.backoff.started(time.monotonic())
+        mount.history.started(time.monotonic())
 
     def end_worker(self, mount: Mount, *, drain: bool) -> None:
         worker, mount.worker = mount.worker, None
@@ -176,15 +176,12 @@ class Supervisor:
     def _worker_ended(self, mount: Mount, worker: Worker) -> None:
         """On the watch thread."""
         if mount.worker is worker and mount.live:
-            mount.unserved_since = time.time()
-            mount.worker_restarts += 1
-            self.ledger.count_restart()
             self.repair_soon(mount)
 
     def _repair(self, mount: Mount) -> None:
         ended_by_kernel = False
         try:
-            pause_s = mount.backoff.died(time.monotonic()) if mount.worker is not None else 0.0
+            pause_s = self._note_end(mount, mount.worker.fate, mount.worker.last_words) if mount.worker else 0.0
             while not self._closing.wait(pause_s):
                 with mount.lock:
                     if not mount.live or mount.ending or _served(mount):
@@ -194,7 +191,7 @@ class Supervisor:
                         return
                     if self._replace_worker(mount):
                         return
-                    pause_s = mount.backoff.died(time.monotonic())
+                    pause_s = self._note_end(mount, f"could not be started: {mount.trouble}")
         finally:
             with self._lock:
                 mount.repairing = False
@@ -203,6 +200,10 @@ class Supervisor:
                 self._gone(mount)
             elif mount.live and not mount.ending and not _served(mount):
                 self.repair_soon(mount)  # it died again between our last look and now
+
+    @staticmethod
+    def _note_end(mount: Mount, reason: str, last_words: str = "") -> float:
+        return mount.history.ended(time.monotonic(), time.time(), reason, last_words)
 
     def _replace_worker(self, mount: Mount) -> bool:
         if mount.worker is not None:

@@ -89,6 +89,16 @@ class Worker:
         """Whether it has neither served nor failed yet."""
         return not self._settled.is_set()
 
+    @property
+    def fate(self) -> str:
+        """How it ended: "was killed by signal 9"; once it has."""
+        return self._child.fate
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it wrote to standard error."""
+        return self._tail.decode(errors="replace").strip()
+
     def start(self, message: spec.Start, fds: Sequence[int]) -> None:
         """Hands over what to serve: device, fetch session, table. `wait_started` tells how it went."""
         with suppress(MountFailed):
@@ -148,8 +158,7 @@ class Worker:
             raise MountFailed(f"the worker is gone: {error.strerror or error}{self._said()}") from None
 
     def _said(self) -> str:
-        text = self._tail.decode(errors="replace").strip()
-        return f"; its last words: {text}" if text else ""
+        return f"; its last words: {self.last_words}" if self.last_words else ""
 
     # ---- on the watch thread ----
 

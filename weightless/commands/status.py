@@ -44,7 +44,7 @@ def run(settings: Settings, *, json: bool) -> None:
             _waits(mount),
             mount.condition.state,
             _since(mount),
-            str(mount.worker_restarts),
+            str(mount.worker_restarts.count),
             console.plain(_reason(mount)),
         )
     console.show(drawn)

@@ -7,10 +7,10 @@ import pytest
 
 from fuse.errors import every_error
 from fuse.fetch.protocol import FetcherTotals, MountProgress
-from fuse.mounting.backoff import Backoff
 from fuse.mounting.chronicle import Story
 from fuse.mounting.ledger import Ledger
 from fuse.mounting.reasons import BY_KIND, Reason, consequence, known, reason_of
+from fuse.mounting.restarts import History
 from fuse.mounting.status import Health
 from fuse.spec import Report
 
@@ -58,20 +58,21 @@ def test_a_condition_is_one_sentence() -> None:
     )
 
 
-def test_a_loop_lasts_until_a_worker_has_served_for_ten_seconds() -> None:
-    """Not before the sixth death, and not again for the next single one."""
-    backoff = Backoff()
-    for death in range(6):
-        assert backoff.looping_since(100.0 + death) is None
-        backoff.started(100.0 + death)
-        backoff.died(100.5 + death)
-    assert backoff.looping_since(106.0) == 100.5
-    backoff.started(107.0)
-    assert backoff.looping_since(116.0) == 100.5
-    assert backoff.looping_since(117.0) is None
-    backoff.died(120.0)
-    assert backoff.looping_since(120.0) is None
-    assert backoff.deaths == 1
+def test_a_loop_says_how_often_and_since_when_it_began() -> None:
+    """From the fifth death in a row on, until one has served for ten seconds; then a single death is no loop."""
+    history = History()
+    for death in range(4):
+        history.ended(death, NOON + death, "was killed by signal 9")
+    assert history.loop(4) is None
+    history.ended(4, NOON + 4, "was killed by signal 9", "first\nno memory\n")
+    words = "5 times in a row: it was killed by signal 9; its last words: no memory"
+    assert history.loop(5) == (words, NOON)
+    history.started(6)
+    assert history.loop(15) == (words, NOON)
+    assert history.loop(16) is None
+    history.ended(30, NOON + 30, "exited")
+    assert history.loop(30) is None
+    assert (history.told.count, history.told.at) == (6, NOON + 30)
 
 
 def degraded(code: Reason, since: float, words: str = "") -> Health:
@@ -155,7 +156,11 @@ def test_a_restarted_worker_takes_nothing_from_the_sums() -> None:
         seen.append(ledger.all().reads)
     assert seen == [5, 7, 7, 7, 11, 12]
     assert (ledger.of("m").bytes_read, ledger.of("m").waited_s) == (120, 3.0)
+    for count in (0, 2, 3):
+        ledger.restarted("m", count)
     ledger.forget("m")
+    ledger.restarted("m", 1)
+    assert ledger.all().restarts == 4
     assert ledger.of("m").reads == 0
     assert ledger.all().reads == 12
 

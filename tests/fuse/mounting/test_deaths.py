@@ -16,6 +16,7 @@ import pytest
 from fuse.mounting import device, worker
 from fuse.mounting.keeper_client import KeeperClient
 from fuse.mounting.manager import MountManager, MountStatus
+from fuse.mounting.reasons import Reason
 from tests.support import holderprocess
 from tests.support.adminfetcher import SIZE, content_of
 from tests.support.holders import Place, place, zombies
@@ -109,11 +110,13 @@ def test_while_no_worker_starts_the_mount_is_degraded_and_waits(here: Place, mon
     program = worker.PROGRAM
     monkeypatch.setattr(worker, "PROGRAM", ("-c", "import sys; sys.exit('no memory')"))
     _kill(manager.status(mount_id).worker_pid)
-    reason = until(
-        lambda: (c := manager.status(mount_id).condition).state == "degraded" and "no worker" in c.reason and c.reason,
-        "it is degraded",
-    )
-    assert reason
+
+    def why() -> str | None:
+        condition = manager.status(mount_id).condition
+        return condition.reason_code if condition.state == "degraded" and "no memory" in condition.reason else None
+
+    assert until(why, "it is degraded") in (Reason.WORKER_REPLACED, Reason.WORKER_CRASH_LOOP)
+    assert until(lambda: why() == Reason.WORKER_CRASH_LOOP, "it is known to keep dying")
     assert not here.gone
     monkeypatch.setattr(worker, "PROGRAM", program)
     assert reader.finish() == _sum()
@@ -193,7 +196,9 @@ def test_without_a_fetcher_mounts_stay_and_wait(here: Place, monkeypatch: pytest
     monkeypatch.setenv("WEIGHTLESS_TEST_FETCHER", "broken")
     _kill(manager.status(mount_id).fetcher_pid)
     until(lambda: manager.status(mount_id).condition.state == "degraded", "it is degraded")
-    assert "on fire" in manager.status(mount_id).condition.reason
+    condition = manager.status(mount_id).condition
+    assert "on fire" in condition.reason
+    assert condition.reason_code == Reason.FETCHER_DOWN
     monkeypatch.delenv("WEIGHTLESS_TEST_FETCHER")
     assert reader.finish() == _sum()
     assert _healthy(manager, mount_id)
