@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import socket
 import threading
 import time
@@ -163,7 +164,12 @@ def test_volumes_whose_mounts_died_are_mounted_again(place: Place) -> None:
     manager.on_resolve = resolve
     with running(place, manager) as (plugin, kubelet):
         wait_until(lambda: "no answer" in kubelet.stats(target).volume_condition.message)
-        assert kubelet.stats(target).volume_condition.abnormal
+        condition = kubelet.stats(target).volume_condition
+        assert condition.abnormal
+        assert re.match(
+            r"broken since \S+Z: registry_unavailable: cannot be mounted again: no answer.*; reads fail until",
+            condition.message,
+        )
         away.clear()
         plugin._mender._due = dict.fromkeys(plugin._mender._due, (0.0, 1.0))
         plugin._mender._wake.set()

@@ -94,6 +94,7 @@ def test_a_change_is_one_line_with_reason_since_and_duration() -> None:
         },
     )
     assert story.look(degraded(Reason.REGISTRY_UNAVAILABLE, NOON, "time-out"), NOON + 2) == (False, None)
+    assert story.look(degraded(Reason.REGISTRY_UNAVAILABLE, NOON, "refused"), NOON + 30) == (False, None)
     _, line = story.look(Health(), NOON + 61)
     assert line == {"event": "mount_healed", "was": "degraded", "reason": "registry_unavailable", "duration_s": 61.0}
 
