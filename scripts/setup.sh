@@ -102,7 +102,11 @@ if [ "$(cat .venv/.ready 2>/dev/null)" != "$state" ] || ! works .venv/bin/python
     uv=(uv sync)
   else
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    works .venv/bin/uv --version || .venv/bin/python -m pip install --quiet uv
+    if ! works .venv/bin/uv --version; then
+      # An environment that uv made, on a machine where there is no uv any more, has no pip.
+      works .venv/bin/python -m pip --version || works .venv/bin/python -m ensurepip
+      .venv/bin/python -m pip install --quiet uv
+    fi
     # Inexact, for uv lives there now and is not in the lock file.
     uv=(.venv/bin/uv sync --inexact)
   fi
