@@ -28,6 +28,7 @@ CODES: Final[dict[type[WeightlessError], grpc.StatusCode]] = {
     errors.InvalidArtifact: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Corrupt: grpc.StatusCode.DATA_LOSS,
     errors.NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.CacheFailed: grpc.StatusCode.UNAVAILABLE,
     errors.Conflict: grpc.StatusCode.ALREADY_EXISTS,
     errors.InProgress: grpc.StatusCode.ABORTED,
     # The caller of the negation wanted this; whoever still waits for the original may ask again.

@@ -158,6 +158,13 @@ class NoSpace(WeightlessError):
     temporary = True
 
 
+class CacheFailed(WeightlessError):
+    """The cache's disk fails, is read-only, or has gone; reads go on without it."""
+
+    kind = "cache_failed"
+    temporary = True
+
+
 class Conflict(WeightlessError):
     """The thing exists already, with other parameters."""
 

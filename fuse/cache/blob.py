@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from typing import Final
 
 from fuse.artifact.digest import Digest
@@ -145,10 +146,9 @@ class CachedBlob:
         try:
             return os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT) == len(buffer)
         except OSError as error:
-            if error.errno not in _NOT_NOW:
-                raise
-            # A file system that cannot promise not to wait says so once and for all.
-            self._nowait = error.errno == errno.EAGAIN
+            # A file system that cannot promise not to wait says so once and for all. A disk that fails is `read`'s to find out.
+            if error.errno in _NOT_NOW:
+                self._nowait = error.errno == errno.EAGAIN
             return False
 
     def blocks_of(self, offset: int, length: int) -> tuple[int, int]:
@@ -157,7 +157,8 @@ class CachedBlob:
 
     def drop_pages(self, offset: int, length: int) -> None:
         """Tells the kernel that these pages of the cache file are not needed again (the mount has its own)."""
-        os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         self._index.close()

@@ -1,19 +1,23 @@
 """The index of one cached blob: which blocks are there, and each one's checksum.
 
-A file of a fixed header and one 8-byte entry a block, mapped into memory by its one writer and by any number of readers in
-other processes. An entry is 0 (absent) or the top bit and 63 bits of the block's XXH3. It is stored with one aligned 8-byte
-write after the block's data was written, so a reader sees a block wholly or not at all, without a lock. After a power loss
-entries may have reached the disk before their data: so whoever uses a block that it did not see arrive checks it first.
+A fixed header and one 8-byte entry a block: 0 (absent), or the top bit and 63 bits of the block's XXH3. An entry is stored with
+one aligned 8-byte write after the block's data was written, so a reader sees a block wholly or not at all, without a lock.
 
-The file is fully allocated when it is made: a sparse map on a full disk would be a SIGBUS. Knows nothing of paths.
+What is shared while a blob fills is memory (a memfd that only its writer can change), not the file: a disk that fails, is made
+read-only or loses the file under a map of it would answer the next look with SIGBUS, which kills a worker with all its mounts'
+readers. The file is written beside it, entry by entry, and is what the next start finds. After a power loss entries may have
+reached it before their data: so whoever uses a block that it did not see arrive checks it first. Knows nothing of paths.
 """
 
 from __future__ import annotations
 
 import array
+import errno
+import fcntl
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -35,6 +39,7 @@ VERIFIED: Final = 2
 REJECTED: Final = 4
 """The whole does not match the digest: nothing of it may be served any more."""
 
+_F_SEAL_FUTURE_WRITE: Final = 0x10
 _MAGIC: Final = b"wlblocks"
 _FIXED = struct.Struct("<8sIIQ144s")
 _SUM_AT: Final = _FIXED.size
@@ -71,7 +76,10 @@ def index_bytes(size: int) -> int:
 
 
 def create(fd: int, digest: Digest, size: int) -> None:
-    """Writes an index without blocks into the empty file `fd`. Raises OSError (ENOSPC, EDQUOT)."""
+    """Writes an index without blocks into the empty file `fd`, which is allocated whole: no entry finds the disk full later.
+
+    Raises OSError (ENOSPC, EDQUOT).
+    """
     fixed = _FIXED.pack(_MAGIC, VERSION, BLOCK_BYTES, size, str(digest).encode())
     os.posix_fallocate(fd, 0, index_bytes(size))
     os.pwrite(fd, fixed + struct.pack("<Q", xxhash.xxh3_64_intdigest(fixed)), 0)
@@ -80,10 +88,11 @@ def create(fd: int, digest: Digest, size: int) -> None:
 class IndexReader:
     """A read-only look at an index that another process may be filling. Safe for many threads."""
 
-    _access = mmap.ACCESS_READ
+    def __init__(self, fd: int, *, follow: bool = True) -> None:
+        """Takes the index behind `fd`, which is not needed afterwards; with `follow`, also what it comes to say later.
 
-    def __init__(self, fd: int) -> None:
-        """Maps the index behind `fd`, which is not needed afterwards. Raises Corrupt if it is none, or of another version."""
+        Raises Corrupt if it is none, or of another version; OSError when it cannot be read.
+        """
         header = os.pread(fd, _SUM_AT + 8, 0)
         if len(header) < _SUM_AT + 8:
             raise Corrupt("a block index without a header")
@@ -98,11 +107,23 @@ class IndexReader:
         self.digest = Digest.parse(name.rstrip(b"\0").decode())
         self.size: Final[int] = size
         self.blocks: Final = block_count(size)
-        self._map = mmap.mmap(fd, index_bytes(size), access=self._access)
+        self._map = self._taken(fd, index_bytes(size), follow=follow)
         self._bytes = memoryview(self._map)
         # The casts read and write whole machine words: an entry is never seen half.
         self._flags = self._bytes[_FLAGS_AT : _FLAGS_AT + 8].cast("Q")
         self._entries = self._bytes[HEADER_BYTES:].cast("Q")
+
+    def _taken(self, fd: int, length: int, *, follow: bool) -> mmap.mmap | bytearray:
+        """What the index says: shared memory as it is; a copy of a file to which nothing can be added."""
+        if follow and _is_memory(fd):
+            return mmap.mmap(fd, length, access=mmap.ACCESS_READ)
+        content = _whole(fd, length)
+        if follow and not _is_full(content):
+            # From a fetcher of an earlier version, which shares the file itself.
+            return mmap.mmap(fd, length, access=mmap.ACCESS_READ)
+        if _is_full(content):
+            content[_FLAGS_AT] |= COMPLETE
+        return content
 
     def __getitem__(self, block: int) -> int:
         return self._entries[block]
@@ -164,19 +185,70 @@ class IndexReader:
     def close(self) -> None:
         for view in (self._entries, self._flags, self._bytes):
             view.release()
-        self._map.close()
+        if isinstance(self._map, mmap.mmap):
+            self._map.close()
 
 
 class IndexWriter(IndexReader):
-    """The one writer's view. Calls for one block must not overlap; changes of flags are the caller's to serialise."""
+    """The one writer's view. Calls for one block must not overlap; changes of flags are the caller's to serialise.
 
-    _access = mmap.ACCESS_WRITE
+    `publish`, `forget` and the flags change what readers see, at once and without failing; `record` and `flush` bring it to the
+    disk, and may fail.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """As a reader's; keeps a descriptor of its own."""
+        self._file = os.dup(fd)
+        self._memory = -1
+        self._recording = threading.Lock()
+        try:
+            super().__init__(fd)
+        except BaseException:
+            self._close_files()
+            raise
+
+    def _taken(self, fd: int, length: int, *, follow: bool) -> mmap.mmap | bytearray:
+        del follow
+        content = _whole(fd, length)
+        if _is_full(content):
+            content[_FLAGS_AT] |= COMPLETE
+            return content
+        return self._share(content)
+
+    def _share(self, content: bytes | bytearray | memoryview) -> mmap.mmap:
+        memory = self._memory = os.memfd_create("index", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.posix_fallocate(memory, 0, len(content))
+        shared = mmap.mmap(memory, len(content), access=mmap.ACCESS_WRITE)
+        shared[:] = bytes(content)
+        os.fchmod(memory, 0o444)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+        try:
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals | _F_SEAL_FUTURE_WRITE)
+        except OSError as error:  # kernels before 5.1; the mode and a read-only descriptor must do
+            if error.errno != errno.EINVAL:
+                raise
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals)
+        return shared
+
+    def reader_fd(self) -> int:
+        """A fresh read-only descriptor for a reader: of the shared memory, or of the file when nothing is missing any more.
+
+        The caller owns it. Raises OSError.
+        """
+        return os.open(f"/proc/self/fd/{self._file if self._memory < 0 else self._memory}", os.O_RDONLY | os.O_CLOEXEC)
 
     def publish(self, block: int, entry: int) -> None:
         """Says that `block` is there; its data must have been written before."""
         self._entries[block] = entry
 
     def forget(self, block: int) -> None:
+        """Readers that hold a copy, as nothing was missing, find out by the checksum."""
+        if self._memory < 0:
+            # Something is missing from now on: who opens the blob next must see it come. Others may be looking at the copy.
+            self._map = self._share(self._bytes)
+            self._bytes = memoryview(self._map)
+            self._flags = self._bytes[_FLAGS_AT : _FLAGS_AT + 8].cast("Q")
+            self._entries = self._bytes[HEADER_BYTES:].cast("Q")
         self._entries[block] = 0
 
     def set_flags(self, flags: int) -> None:
@@ -185,6 +257,52 @@ class IndexWriter(IndexReader):
     def clear_flags(self, flags: int) -> None:
         self._flags[0] &= ~flags
 
+    def record(self, block: int, entry: int) -> None:
+        """Writes a block's entry to the file, before it is published or after it was forgotten. Raises OSError."""
+        os.pwrite(self._file, struct.pack("<Q", entry), HEADER_BYTES + 8 * block)
+
+    def record_flags(self) -> None:
+        """Writes the flags to the file. Raises OSError."""
+        with self._recording:  # the last to write has seen the last change
+            os.pwrite(self._file, struct.pack("<Q", self.flags), _FLAGS_AT)
+
     def flush(self) -> None:
-        """Waits until the entries are on the disk. Raises OSError."""
-        self._map.flush()
+        """Writes everything to the file, and waits until it is on the disk. Raises OSError."""
+        with self._recording:
+            os.pwrite(self._file, self._bytes[_FLAGS_AT:], _FLAGS_AT)
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        super().close()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for fd in (self._file, self._memory):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _is_memory(fd: int) -> bool:
+    """Whether it is a memory file, whose map no disk can take away."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
+
+
+def _whole(fd: int, length: int) -> bytearray:
+    """The first `length` bytes. Raises Corrupt when the file ends before, OSError."""
+    content = bytearray(length)
+    view = memoryview(content)
+    filled = 0
+    while filled < length:
+        count = os.preadv(fd, [view[filled:]], filled)
+        if not count:
+            raise Corrupt("a block index that was cut short")
+        filled += count
+    return content
+
+
+def _is_full(content: bytearray) -> bool:
+    return 0 not in memoryview(content)[HEADER_BYTES:].cast("Q")

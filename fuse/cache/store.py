@@ -27,7 +27,7 @@ import structlog
 
 from fuse.artifact.digest import Digest
 from fuse.cache import index as block_index
-from fuse.cache.index import COMPLETE, REJECTED, VERIFIED, IndexReader, IndexWriter
+from fuse.cache.index import REJECTED, VERIFIED, IndexReader, IndexWriter
 from fuse.cache.objects import ObjectStore
 from fuse.cache.quota import Candidate, Disk
 from fuse.cache.writeback import Writeback
@@ -124,6 +124,20 @@ class BlobWriter:
         got = os.preadv(self.fd, [buffer[:length]], block * block_index.BLOCK_BYTES)
         return buffer[:got]
 
+    def record(self, block: int, entry: int) -> None:
+        """Notes a block's entry on the disk, where the next start finds it; what cannot be noted is fetched again then."""
+        try:
+            self.index.record(block, entry)
+        except OSError as error:
+            _log.warning("block_not_recorded", digest=str(self.key.digest), block=block, error=str(error))
+
+    def record_flags(self) -> None:
+        """As `record`, for the flags."""
+        try:
+            self.index.record_flags()
+        except OSError as error:
+            _log.warning("flags_not_recorded", digest=str(self.key.digest), error=str(error))
+
     def block_is_sound(self, block: int, buffer: memoryview) -> bool:
         """Whether the block is there and matches its checksum; its bytes are left in `buffer`."""
         try:
@@ -135,9 +149,10 @@ class BlobWriter:
 
     def reader_fds(self) -> tuple[int, int]:
         """Fresh read-only descriptors of data and index, for a reader. The caller owns them. Raises OSError."""
-        data = os.open(self._data_path, os.O_RDONLY | os.O_CLOEXEC)
+        # By descriptor: the name may have been removed, or another blob may bear it by now.
+        data = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return data, os.open(self._index_path, os.O_RDONLY | os.O_CLOEXEC)
+            return data, self.index.reader_fd()
         except BaseException:
             os.close(data)
             raise
@@ -169,14 +184,17 @@ class CacheStore:
         self._blobs = root / "blobs"
         self._quarantine = root / "quarantine"
         self._writeback = Writeback()
-        if not examine(root):
-            temporary = root / ".version"
-            temporary.write_text(f"{VERSION}\n")
-            temporary.replace(root / "version")
-        for directory in (self._blobs / "sha256", self._blobs / "sha512", self._quarantine):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_layout()
         self.objects: Final = ObjectStore(root / "objects")
         self._remove_leftovers()
+
+    def _make_layout(self) -> None:
+        if not examine(self._root):
+            temporary = self._root / ".version"
+            temporary.write_text(f"{VERSION}\n")
+            temporary.replace(self._root / "version")
+        for directory in (self._blobs / "sha256", self._blobs / "sha512", self._quarantine):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _remove_leftovers(self) -> None:
         """What a killed process left half made: temporary files, and data without an index."""
@@ -202,7 +220,11 @@ class CacheStore:
             except (Corrupt, InvalidArtifact) as error:
                 _log.warning("blob_discarded", digest=str(key.digest), reason=error.what)
         self.remove(key)
-        return self._create(key, data_path, index_path)
+        try:
+            return self._create(key, data_path, index_path)
+        except FileNotFoundError:
+            self._make_layout()  # somebody has emptied the cache directory under us
+            return self._create(key, data_path, index_path)
 
     def _open_existing(self, key: BlobKey, data_path: Path, index_path: Path) -> BlobWriter:
         index_fd = _open_writable(index_path)
@@ -282,7 +304,7 @@ class CacheStore:
             data, used_at = data_path.stat(), index_path.stat().st_mtime
             fd = os.open(index_path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                index = IndexReader(fd)
+                index = IndexReader(fd, follow=False)
             finally:
                 os.close(fd)
         except (OSError, Corrupt, InvalidArtifact):
@@ -292,7 +314,7 @@ class CacheStore:
                 key=key,
                 bytes_cached=index.bytes_present(),
                 disk_bytes=data.st_blocks * 512 + block_index.index_bytes(key.size),
-                complete=index.flags & COMPLETE != 0,
+                complete=index.count_present() == index.blocks,
                 verified=index.flags & VERIFIED != 0,
                 used_at=used_at,
             )
@@ -330,6 +352,15 @@ class CacheStore:
                 (self._root / candidate.name).unlink()
             return
         self.remove(BlobKey.parse(candidate.name))
+
+    def gone(self) -> bool:
+        """Whether the cache directory itself has been removed: what is open can be read on, but nothing can be made there."""
+        try:
+            return self._root.stat().st_nlink == 0
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
 
     def used_bytes(self) -> int:
         """What all blobs take on disk."""

@@ -65,6 +65,7 @@ class Process:
         self._wake_send.setblocking(False)
         self._wake_receive.setblocking(False)
         self._stopping = False
+        self._engine.on_cache_gone = self._cache_gone
 
     def serve(self) -> None:
         """Returns when the last administrator has gone, when none came, or on SIGTERM."""
@@ -113,6 +114,12 @@ class Process:
     def _ended(self, connection: Connection) -> None:
         with self._lock:
             self._connections.discard(connection)
+        with suppress(BlockingIOError):
+            self._wake_send.send(b"\0")
+
+    def _cache_gone(self) -> None:
+        _log.error("cache_directory_gone")  # whoever needs us starts another fetcher, in a new directory
+        self._stopping = True
         with suppress(BlockingIOError):
             self._wake_send.send(b"\0")
 

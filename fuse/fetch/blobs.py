@@ -100,13 +100,17 @@ class BlobState:
         """Mounts that contain it, runs and checks under way: it is open, and stays on the disk, while there are any."""
         self.writer: BlobWriter | None = None
         self.uncached = False
-        """The disk had not even room for its index: every block is lent."""
+        """The disk did not even take its index: every block is lent."""
+        self.uncached_by: OSError | None = None
+        """What the disk said then."""
         self.mounts: dict[Mount, int] = {}
         self.grants: list[Grant] = []
         self.waiters: dict[int, dict[tuple[Port, int], None]] = {}
         """By block: who is to be told, in the order in which they asked, each once."""
         self.bytes_cached = 0
         self.blocks_cached = 0
+        self.losses = 0
+        """How often a block was found damaged and taken back."""
         self.meter: Final = Meter()
         self.requests = 0
         self.verified = False

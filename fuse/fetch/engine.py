@@ -16,12 +16,12 @@ import structlog
 
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length
 from fuse.cache.store import BlobKey, CacheStore
-from fuse.errors import Corrupt, NoSpace, WeightlessError
+from fuse.errors import Corrupt, WeightlessError
 from fuse.fetch import protocol
 from fuse.fetch.blobs import BlobState, Grant, Source
 from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver, send_loan
-from fuse.fetch.progress import full_cache, progress_of
+from fuse.fetch.progress import FULL, CacheTrouble, complaint, progress_of
 from fuse.fetch.queue import Priority, Run
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.space import Space
@@ -46,11 +46,14 @@ class Engine:
         self._queue = self.dispatch.queue
         self._blobs: dict[BlobKey, BlobState] = {}
         self._mounts: set[Mount] = set()
-        self._full_told = False
         self._fetched_bytes = 0
         self._requests = 0
+        self._cache_trouble: CacheTrouble | None = None
+        """What those who use the cache have been told of it."""
         self.on_hashable: Callable[[BlobState], None] = lambda _blob: None
         """Told, with the lock held, that the block at a blob's hash position has arrived."""
+        self.on_cache_gone: Callable[[], None] = lambda: None
+        """Told that the cache directory has been removed: only a process with a new one can cache again."""
 
     # ---- mounts ----
 
@@ -140,7 +143,7 @@ class Engine:
             self.prepare(blob, make=False)
         with self.lock:
             totals = protocol.FetcherTotals(bytes_fetched=self._fetched_bytes, requests=self._requests)
-            return progress_of(mount, request_id, full=full_cache() if self._full_told else None, totals=totals)
+            return progress_of(mount, request_id, trouble=self._cache_trouble, totals=totals)
 
     # ---- ports ----
 
@@ -234,6 +237,7 @@ class Engine:
                 return
             if not make and self.store.stored(blob.key) is None:
                 return
+        failure: OSError | None = None
         for attempt in (1, 2):
             with self.space.lock:
                 if blob.writer is not None:
@@ -242,6 +246,7 @@ class Engine:
                     writer = self.store.open(blob.key)
                 except OSError as error:
                     _log.warning("blob_not_cacheable", digest=str(blob.digest), error=str(error))
+                    failure = error
                 else:
                     writer.touch()
                     with self.lock:
@@ -252,27 +257,40 @@ class Engine:
                         if not blob.verified and (blob.blocks_cached or not blob.blocks):
                             self.on_hashable(blob)
                     return
-            if attempt == 1 and not self.space.make_room(BLOCK_BYTES):
+            # Only room can be made; a disk that fails is not mended by emptying it.
+            if attempt == 1 and not (failure.errno in FULL and self.space.make_room(BLOCK_BYTES)):
                 break
         with self.lock:
             blob.uncached = True
+            blob.uncached_by = failure
+        if self.store.gone():
+            self.on_cache_gone()
 
     def recheck(self, blob: BlobState, block: int, buffer: memoryview) -> bool:
         """Compares a cached block with its checksum; a damaged one is forgotten. Returns whether it is good."""
-        writer = blob.writer
-        if writer is None or not writer.index[block]:
-            return False
-        if writer.block_is_sound(block, buffer):
-            return True
-        self.forget(blob, block)
-        return False
+        while True:
+            writer = blob.writer
+            losses = blob.losses
+            if writer is None or not writer.index[block]:
+                return False
+            if writer.block_is_sound(block, buffer):
+                return True
+            if self.forget(blob, block, losses):
+                return False
 
-    def forget(self, blob: BlobState, block: int) -> None:
-        """Takes a block back: it will be fetched anew when it is wanted."""
+    def forget(self, blob: BlobState, block: int, losses: int) -> bool:
+        """Takes a block back: it will be fetched anew when it is wanted.
+
+        `losses`: the blob's count from before the damage was seen. When it has grown since, the block may have come anew: it is
+        left, and the answer is False.
+        """
         with self.lock:
             writer = blob.writer
-            if writer is None or not writer.index[block]:
-                return
+            if writer is None or blob.losses != losses:
+                return False
+            if not writer.index[block]:
+                return True
+            blob.losses += 1
             _log.warning("block_damaged", digest=str(blob.digest), block=block)
             writer.index.forget(block)
             writer.index.clear_flags(COMPLETE | VERIFIED)
@@ -284,6 +302,11 @@ class Engine:
                 blob.hash_epoch += 1
                 self.on_hashable(blob)  # up to this block, which is waited for there
             self.dispatch.kick_locked()
+            blob.references += 1
+        writer.record(block, 0)
+        writer.record_flags()
+        self.unreference(blob)
+        return True
 
     # ---- lanes ----
 
@@ -368,36 +391,43 @@ class Engine:
 
     def _lend_cached(self, port: Port, number: int, blob: BlobState, block: int) -> None:
         """Lends a block that is in the cache to a reader that has no files."""
+        losses = blob.losses
         writer = blob.writer
         content = memoryview(bytearray(BLOCK_BYTES))
         if writer is not None and writer.block_is_sound(block, content):
             send_loan(port, number, block, content[: block_length(blob.size, block)])
             return
-        self.forget(blob, block)
+        self.forget(blob, block, losses)
         self.want(port, number, block, 1, Priority.DEMAND)
 
     # ---- trouble ----
 
-    def no_room(self) -> None:
-        """The cache is full and nothing can be evicted: from now on only what readers wait for is fetched, and lent."""
+    def no_room(self, error: OSError | None = None) -> None:
+        """The cache takes nothing: from now on only what readers wait for is fetched, and lent.
+
+        `error`: what the disk said; None: it is full and nothing can be evicted.
+        """
+        why = complaint(error)
         with self.lock:
-            outbox = [] if self._full_told else self._to_unstalled(full_cache())
-            self._full_told = True
+            told = self._cache_trouble
+            outbox: Outbox = []
+            if told is None or told[1].what != why.what:
+                self._cache_trouble = (told[0] if told else time.time(), why)
+                outbox = self._to_unstalled(why)
+                _log.warning("cache_takes_nothing", error=str(why))
             self.dispatch.pause_ahead_locked()
-        if outbox:
-            _log.warning("cache_full")
         deliver(outbox)
 
     def room_again(self) -> None:
         """A run that nobody waits for got its room: takes back what `no_room` said."""
-        if not self._full_told:
+        if self._cache_trouble is None:
             return
         with self.lock:
-            self._full_told = False
+            self._cache_trouble = None
             outbox = self._to_unstalled(None)
         deliver(outbox)
 
-    def _to_unstalled(self, error: NoSpace | None) -> Outbox:
+    def _to_unstalled(self, error: WeightlessError | None) -> Outbox:
         message = protocol.Stalled(fault=error.to_fault() if error else None)
         return [(port, message) for mount in self._mounts if not mount.stalled for port in mount.ports]
 
@@ -454,8 +484,10 @@ class Engine:
         with self.lock:
             if blob.writer is None or not blob.complete:
                 return False
+            writer = blob.writer
             blob.verified = True
-            blob.writer.index.set_flags(COMPLETE | VERIFIED)
+            writer.index.set_flags(COMPLETE | VERIFIED)
+        writer.record_flags()
         _log.info("blob_verified", digest=str(blob.digest), size=blob.size)
         return True
 
@@ -469,10 +501,11 @@ class Engine:
         outbox: Outbox = []
         with self.space.lock:
             with self.lock:
-                if blob.writer is None:
+                writer = blob.writer
+                if writer is None:
                     return
                 blob.rejected = error
-                blob.writer.index.set_flags(REJECTED)
+                writer.index.set_flags(REJECTED)
                 if self._blobs.get(blob.key) is blob:
                     del self._blobs[blob.key]
                 self._queue.drop_blob(blob, demand_only=False)
@@ -485,6 +518,7 @@ class Engine:
                         for port in mount.ports
                         for number in numbers
                     )
+            writer.record_flags()
             self.store.quarantine(blob.key)
         _log.error("blob_quarantined", digest=str(blob.digest), size=blob.size)
         deliver(outbox)

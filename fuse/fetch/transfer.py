@@ -17,6 +17,7 @@ from fuse.cache.index import BLOCK_BYTES, block_length, entry_of
 from fuse.errors import Corrupt, InvalidArtifact, Unavailable, WeightlessError
 from fuse.fetch.blobs import BlobState, Grant, Stream
 from fuse.fetch.engine import Engine
+from fuse.fetch.progress import FULL
 from fuse.fetch.queue import Priority, Run
 
 _REST_S: Final = 0.1
@@ -92,7 +93,13 @@ class _Lane(threading.Thread):
         engine, blob = self._engine, run.blob
         first, end = (0, blob.blocks) if blob.indivisible else (run.next, run.end)
         wanted = min(end * BLOCK_BYTES, blob.size) - first * BLOCK_BYTES
-        granted = engine.space.reserve(wanted, least=wanted if blob.indivisible else BLOCK_BYTES) if blob.writer else 0
+        failure = blob.uncached_by if blob.writer is None else None
+        granted = 0
+        if blob.writer is not None:
+            try:
+                granted = engine.space.reserve(wanted, least=wanted if blob.indivisible else BLOCK_BYTES)
+            except OSError as error:  # a disk that cannot even be asked
+                failure = error
         if granted >= wanted:
             if run.priority is not Priority.DEMAND:
                 engine.room_again()
@@ -100,7 +107,7 @@ class _Lane(threading.Thread):
         if granted:
             engine.dispatch.shorten(run, granted // BLOCK_BYTES)
             return granted
-        engine.no_room()
+        engine.no_room(failure)
         return 0 if run.priority is Priority.DEMAND else None
 
     def _request(self, run: Run[BlobState], grant: Grant, *, lend: bool) -> None:
@@ -158,6 +165,7 @@ class _Lane(threading.Thread):
                 except OSError as error:
                     lend = not self._write_again(blob, block, content, error)
                 if not lend:
+                    writer.record(block, entry)
                     engine.publish(run, block, entry)
                     continue
             engine.lend(run, block, content)
@@ -167,14 +175,14 @@ class _Lane(threading.Thread):
     def _write_again(self, blob: BlobState, block: int, content: memoryview, error: OSError) -> bool:
         """The disk refused a block: once more, after evicting something. False: it cannot be cached."""
         _log.warning("block_not_written", digest=str(blob.digest), block=block, error=str(error))
-        if self._engine.space.make_room(BLOCK_BYTES) and blob.writer is not None:
+        if error.errno in FULL and self._engine.space.make_room(BLOCK_BYTES) and blob.writer is not None:
             try:
                 blob.writer.write(block, content)
-            except OSError:
-                pass
+            except OSError as again:
+                error = again
             else:
                 return True
-        self._engine.no_room()
+        self._engine.no_room(error)
         return False
 
     def _receive_small(self, run: Run[BlobState], stream: Stream, *, lend: bool) -> None:
@@ -200,7 +208,10 @@ class _Lane(threading.Thread):
                     if lend:
                         break
             else:
-                engine.publish_all(run, [(block, entry_of(content)) for block, content in enumerate(parts)])
+                entries = [(block, entry_of(content)) for block, content in enumerate(parts)]
+                for block, entry in entries:
+                    blob.writer.record(block, entry)
+                engine.publish_all(run, entries)
                 return
         for block, content in enumerate(parts):
             engine.lend(run, block, content)

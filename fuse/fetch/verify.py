@@ -32,6 +32,8 @@ _FEW_CORES: Final = 4
 _DEFER_S: Final = 20.0
 """On a machine of few cores hashing leaves them to transfers that need them, for so long at most."""
 _DEFER_STEP_S: Final = 0.1
+_SYNC_AGAIN_S: Final = 30.0
+"""After a disk has refused to confirm what was written."""
 
 _log = structlog.get_logger(__name__)
 
@@ -48,6 +50,8 @@ class Verifier(threading.Thread):
         self._hashes: dict[BlobState, tuple[int, _Hash]] = {}
         self._buffer: memoryview | None = None
         self._deferred_s = 0.0
+        self._unsynced: dict[BlobState, float] = {}
+        """Blobs that match, but may not be on the disk, and when to look again. The verifier's thread alone touches it."""
         engine.on_hashable = self.look_at
 
     def look_at(self, blob: BlobState) -> None:
@@ -95,7 +99,11 @@ class Verifier(threading.Thread):
             while not self._waiting and not self._closed:
                 self._buffer = None
                 self._deferred_s = 0.0
-                self._work.wait()
+                due = min(self._unsynced.values(), default=None)
+                if due is not None and due <= time.monotonic():
+                    self._look_again()
+                    continue
+                self._work.wait(None if due is None else due - time.monotonic())
             if self._closed:
                 return None
             blob = self._waiting.popleft()
@@ -103,6 +111,15 @@ class Verifier(threading.Thread):
         for other in [held for held in self._hashes if not held.references]:
             del self._hashes[other]
         return blob
+
+    def _look_again(self) -> None:
+        """Lists what was not confirmed, to be hashed from the disk. The caller holds the condition."""
+        now = time.monotonic()
+        for blob in [blob for blob, due in self._unsynced.items() if due <= now]:
+            del self._unsynced[blob]
+            if blob not in self._listed:
+                self._listed.add(blob)
+                self._waiting.append(blob)
 
     def _advance(self, blob: BlobState) -> bool:
         """Hashes what has come, up to a turn's worth; True when there is more."""
@@ -138,13 +155,14 @@ class Verifier(threading.Thread):
         offset = first * BLOCK_BYTES
         length = min(count * BLOCK_BYTES, blob.size - offset)
         content = self._buffer[:length]
+        losses = blob.losses
         if not _read(writer.fd, content, offset):
-            self._engine.forget(blob, first)
+            self._engine.forget(blob, first, losses)
             return False
         for block in range(first, first + count):
             start = (block - first) * BLOCK_BYTES
             if entry_of(content[start : start + BLOCK_BYTES]) != writer.index[block]:
-                self._engine.forget(blob, block)
+                self._engine.forget(blob, block, losses)
                 return False
         hasher.update(content)
         return True
@@ -157,8 +175,11 @@ class Verifier(threading.Thread):
         try:
             writer.sync()
         except OSError as error:
-            # Not on the disk for certain: it stays unverified, and is hashed again after a restart.
+            # The kernel forgets pages that it could not write: what the disk really has must be read, and hashed, again.
             _log.warning("blob_not_synced", digest=str(blob.digest), error=str(error))
+            with suppress(OSError):
+                os.posix_fadvise(writer.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            self._unsynced[blob] = time.monotonic() + _SYNC_AGAIN_S
             return
         self._engine.accept(blob)
 

@@ -28,6 +28,7 @@ ERRNOS: Final[dict[str, int]] = {
     "corrupt": errno.EIO,
     # Not ENOSPC: a reader can do nothing about a cache.
     "no_space": errno.EIO,
+    "cache_failed": errno.EIO,
     "conflict": errno.EBUSY,
     "in_progress": errno.EBUSY,
     "cancelled": errno.EINTR,

@@ -231,6 +231,11 @@ class Worker:
     def want(self, blob: int, first: int, count: int = 1, priority: protocol.Priority = "demand") -> None:
         self.channel.send(protocol.Want(blob=blob, first=first, count=count, priority=priority))
 
+    def damage(self, blob: int, first: int, count: int = 1) -> None:
+        """Reports blocks as unreadable; they are no longer taken for ready."""
+        self.ready -= {(blob, first + i) for i in range(count)}
+        self.channel.send(protocol.Damaged(blob=blob, first=first, count=count))
+
     def demand(self, blob: int, first: int, count: int = 1, limit_s: float = LIMIT_S) -> bytes:
         """The bytes of the blocks, through the cache or lent; raises the fault with which they failed."""
         self.want(blob, first, count)

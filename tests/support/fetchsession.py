@@ -47,7 +47,9 @@ class Blob:
         with self._data.open("r+b") as data:
             data.seek(number * BLOCK)
             data.write(self.block(number))
-        self.index.publish(number, index.entry_of(self.block(number)))
+        entry = index.entry_of(self.block(number))
+        self.index.record(number, entry)
+        self.index.publish(number, entry)
 
     def fill(self) -> None:
         with self._data.open("r+b") as data:
@@ -55,6 +57,7 @@ class Blob:
         for number in range(self.index.blocks):
             self.index.publish(number, index.entry_of(self.block(number)))
         self.index.set_flags(index.COMPLETE | index.VERIFIED)
+        self.index.flush()
 
     def damage(self, number: int) -> None:
         with self._data.open("r+b") as data:
@@ -62,7 +65,7 @@ class Blob:
             data.write(b"rotten")
 
     def descriptors(self) -> list[int]:
-        return [os.open(self._data, os.O_RDONLY), os.open(self._index, os.O_RDONLY)]
+        return [os.open(self._data, os.O_RDONLY), self.index.reader_fd()]
 
 
 class FakeFetcher:

@@ -17,7 +17,7 @@ from typing import Final
 
 from fuse import wire
 from fuse.artifact.reference import Reference
-from fuse.errors import NoSpace, Unavailable, WeightlessError, from_fault
+from fuse.errors import CacheFailed, NoSpace, Unavailable, WeightlessError, from_fault
 from fuse.fetch import protocol
 from fuse.filesystem.table import Table, decode
 from fuse.mounting.fetcher_connection import Connection
@@ -125,6 +125,8 @@ def _fetch(session: _Session, table: Table, drawn: Meter, cache_dir: Path) -> in
         fault = progress.failed_by or (session.failure.fault if session.failure else None)
         if fault is not None:
             raise from_fault(fault)
+        if progress.stalled_by is not None and progress.stalled_by.kind == CacheFailed.kind:
+            raise CacheFailed(progress.stalled_by.what, where=str(cache_dir), fix=progress.stalled_by.fix)
         if progress.stalled_by is not None and progress.stalled_by.kind == NoSpace.kind:
             # A mount reads on without the cache; a pull would wait for room that it takes up itself.
             raise NoSpace(

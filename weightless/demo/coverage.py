@@ -17,7 +17,7 @@ def blocks_present(cache_dir: Path, key: BlobKey) -> list[bool]:
     except FileNotFoundError:
         return [False] * block_count(key.size)
     try:
-        index = IndexReader(fd)
+        index = IndexReader(fd, follow=False)
     finally:
         os.close(fd)
     try:

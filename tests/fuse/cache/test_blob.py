@@ -24,6 +24,7 @@ def put(writer: BlobWriter, *blocks: int) -> None:
     for block in blocks:
         content = memoryview(CONTENT)[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
         writer.write(block, content)
+        writer.record(block, entry_of(content))
         writer.index.publish(block, entry_of(content))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import resource
 import subprocess
@@ -27,45 +28,82 @@ def made(path: Path, size: int) -> int:
     return fd
 
 
+OPERATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(("publish", "forget", "publish unrecorded", "restart")),
+        st.integers(0, 299),
+        st.integers(1, 150),
+    ),
+    max_size=12,
+)
+
+
+def followed(writer: IndexWriter) -> IndexReader:
+    """A reader's view, as another process gets it."""
+    fd = writer.reader_fd()
+    try:
+        return IndexReader(fd)
+    finally:
+        os.close(fd)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     blocks=st.integers(0, 300),
     last=st.integers(1, BLOCK_BYTES),
-    runs=st.lists(st.tuples(st.booleans(), st.integers(0, 299), st.integers(1, 150)), max_size=12),
+    operations=OPERATIONS,
     asked=st.tuples(st.integers(0, 299), st.integers(0, 300)),
 )
-def test_a_reader_sees_exactly_what_the_writer_published(
+def test_a_reader_sees_what_was_published_and_a_restart_what_was_recorded(
     tmp_path_factory: pytest.TempPathFactory,
     blocks: int,
     last: int,
-    runs: list[tuple[bool, int, int]],
+    operations: list[tuple[str, int, int]],
     asked: tuple[int, int],
 ) -> None:
-    """Presence, gaps and byte counts agree with a plain list after any publishing and forgetting."""
+    """Presence, gaps and byte counts agree with two plain lists, one in memory and one on disk, whatever is done and dies."""
     size = (blocks - 1) * BLOCK_BYTES + last if blocks else 0
     fd = made(tmp_path_factory.mktemp("i") / "x", size)
-    writer, reader = IndexWriter(fd), IndexReader(fd)
-    os.close(fd)
-    model = [False] * blocks
-    for publish, first, count in runs:
+    writer = IndexWriter(fd)
+    reader = followed(writer)
+    model, disk = [0] * blocks, [0] * blocks
+    for operation, first, count in operations:
+        if operation == "restart":
+            reader.close()
+            writer.close()
+            writer = IndexWriter(fd)
+            reader = followed(writer)
+            model = list(disk)
+            continue
         for block in range(first, min(first + count, blocks)):
-            model[block] = publish
-            if publish:
-                writer.publish(block, index.entry_of(bytes([block % 251])))
-            else:
-                writer.forget(block)
+            entry = 0 if operation == "forget" else index.entry_of(bytes([block % 251]))
+            if operation != "publish unrecorded":
+                writer.record(block, entry)
+                disk[block] = entry
+            model[block] = entry
+            if entry:
+                writer.publish(block, entry)
+                continue
+            missing_nothing = all([*model[:block], 1, *model[block + 1 :]])
+            writer.forget(block)
+            if missing_nothing:
+                # Who opened it when it was whole has a copy, and finds out by the checksum.
+                reader.close()
+                reader = followed(writer)
     first, count = min(asked[0], blocks), asked[1]
     end = min(first + count, blocks)
     expected_missing = [block for block in range(first, end) if not model[block]]
 
+    assert [reader[block] for block in range(blocks)] == model
     assert [b for start, n in reader.missing(first, count) for b in range(start, start + n)] == expected_missing
     assert reader.has(first, end - first) == all(model[first:end])
-    assert reader.count_present() == sum(model)
+    assert reader.count_present() == sum(entry != 0 for entry in model)
     assert reader.bytes_present() == sum(block_length(size, block) for block in range(blocks) if model[block])
     assert reader.first_absent(first, end) == next((b for b in range(first, end) if not model[b]), max(first, end))
     assert reader.first_present(first, end) == next((b for b in range(first, end) if model[b]), max(first, end))
     reader.close()
     writer.close()
+    os.close(fd)
 
 
 @given(offset=st.integers(0, 10 * BLOCK_BYTES), length=st.integers(0, 5 * BLOCK_BYTES))
@@ -81,8 +119,9 @@ def test_blocks_of_a_range_cover_it_and_no_more(offset: int, length: int) -> Non
 def test_flags_are_seen_by_other_maps(tmp_path: Path) -> None:
     """Flags set by the writer are flags of every reader."""
     fd = made(tmp_path / "x", BLOCK_BYTES)
-    writer, reader = IndexWriter(fd), IndexReader(fd)
+    writer = IndexWriter(fd)
     os.close(fd)
+    reader = followed(writer)
     writer.set_flags(index.COMPLETE | index.VERIFIED)
     writer.clear_flags(index.VERIFIED)
 
@@ -117,8 +156,44 @@ def test_a_damaged_index_is_refused(tmp_path: Path, damage: str) -> None:
         os.close(fd)
 
 
+def test_a_file_that_vanishes_under_a_reader_is_no_signal(tmp_path: Path) -> None:
+    """The index file is cut to nothing while writer and reader look at it: both go on, where a map of it would be SIGBUS."""
+    path = tmp_path / "x"
+    fd = made(path, 600 * BLOCK_BYTES)
+    writer = IndexWriter(fd)
+    reader = followed(writer)
+    os.truncate(path, 0)
+    writer.publish(599, index.entry_of(b"late"))
+
+    assert reader.missing(598, 2)
+    assert reader.has(599)
+    for block in range(600):
+        writer.publish(block, 1)
+    assert reader.count_present() == 600
+    reader.close()
+    writer.close()
+    os.close(fd)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_reader_cannot_change_the_index(tmp_path: Path, full: bool) -> None:
+    """Neither through its descriptor, nor by a map of it."""
+    fd = made(tmp_path / "x", 2 * BLOCK_BYTES)
+    if full:
+        os.pwrite(fd, b"\1" * 16, index.HEADER_BYTES)
+    writer = IndexWriter(fd)
+    os.close(fd)
+    theirs = writer.reader_fd()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(theirs, b"x")
+    with pytest.raises(PermissionError):
+        mmap.mmap(theirs, 4096, access=mmap.ACCESS_WRITE)
+    os.close(theirs)
+    writer.close()
+
+
 def test_an_index_takes_all_its_space_at_once(tmp_path: Path) -> None:
-    """No store into the map can find the disk full: that would be a SIGBUS."""
+    """No entry can find the disk full later."""
     fd = made(tmp_path / "x", 1 << 40)
     status = os.fstat(fd)
     os.close(fd)

@@ -23,6 +23,7 @@ def filled(store: CacheStore, key: BlobKey = KEY) -> None:
     for block in range(2):
         content = memoryview(CONTENT)[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
         writer.write(block, content)
+        writer.record(block, entry_of(content))
         writer.index.publish(block, entry_of(content))
     writer.index.set_flags(COMPLETE)
     writer.close()
@@ -89,6 +90,7 @@ def test_what_does_not_fit_together_is_made_anew(tmp_path: Path, damage: str) ->
     else:
         writer = store.open(KEY)
         writer.index.set_flags(REJECTED)
+        writer.record_flags()
         writer.close()
     writer = CacheStore(tmp_path).open(KEY)
 
