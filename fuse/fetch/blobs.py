@@ -93,6 +93,7 @@ class BlobState:
     def __init__(self, key: BlobKey) -> None:
         self.key: Final = key
         self.digest: Final[Digest] = key.digest
+        self.registry: Final = key.scope
         self.size: Final = key.size
         self.blocks: Final = block_count(key.size)
         self.indivisible: Final = self.blocks <= SMALL_BLOCKS

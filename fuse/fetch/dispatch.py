@@ -15,6 +15,7 @@ from typing import Final
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.pace import Pace
 from fuse.fetch.queue import LEAST_BACKGROUND, RUN_LIMITS, Priority, Queue, Run
+from fuse.fetch.shares import Shares
 from fuse.fetch.trouble import FOREVER
 
 _FULL_RECHECK_S: Final = 2.0
@@ -24,9 +25,10 @@ _RUN_S: Final = 1.0
 
 
 class Dispatcher:
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, shares: Shares | None = None) -> None:
+        """`lanes`: for all kinds of work; `shares`: what one registry may take of all."""
         self.lock: Final = threading.Lock()
-        self.queue: Final[Queue[BlobState]] = Queue(lanes)
+        self.queue: Final[Queue[BlobState]] = Queue(lanes, shares)
         """Used with the lock held."""
         self._pace = Pace(lanes)
         self._general = threading.Condition(self.lock)

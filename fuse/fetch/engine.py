@@ -24,6 +24,7 @@ from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver, send_loan
 from fuse.fetch.progress import FULL, CacheTrouble, complaint, progress_of
 from fuse.fetch.queue import Priority, Run
 from fuse.fetch.settings import FetcherSettings
+from fuse.fetch.shares import Shares
 from fuse.fetch.space import Space
 from fuse.fetch.trouble import back_off, end_trouble, fail
 
@@ -40,7 +41,8 @@ class Engine:
     def __init__(self, store: CacheStore, settings: FetcherSettings) -> None:
         self.store: Final = store
         self.settings: Final = settings
-        self.dispatch: Final = Dispatcher(max(1, settings.connections - settings.urgent_connections))
+        general = max(1, settings.connections - settings.urgent_connections)
+        self.dispatch: Final = Dispatcher(general, Shares(settings.connections - general, general))
         self.lock: Final = self.dispatch.lock
         self.space: Final = Space(store, settings.limits, self._pinned)
         self._queue = self.dispatch.queue
@@ -357,6 +359,7 @@ class Engine:
                     self.on_hashable(blob)
             if blob.blocks_cached == blob.blocks:
                 writer.index.set_flags(COMPLETE)
+            self._queue.shares.worked(blob.registry)
             if blob.trouble_since is not None:
                 end_trouble(blob, outbox, healed=True)
             if blob.waiters:
@@ -383,6 +386,7 @@ class Engine:
             blob.meter.add(len(content), time.monotonic())
             self._fetched_bytes += len(content)
             waiters = blob.waiters.pop(block, {})
+            self._queue.shares.worked(blob.registry)
             if blob.trouble_since is not None:
                 end_trouble(blob, outbox, healed=True)
         deliver(outbox)
@@ -438,6 +442,8 @@ class Engine:
         """
         outbox: Outbox = []
         with self.lock:
+            if grant is not None:
+                self._queue.shares.failed(run.blob.registry)
             back_off(self._queue, run.blob, grant, error, since, outbox)
         _log.info("transfer_failed", digest=str(run.blob.digest), error=str(error), grant=grant.name if grant else "")
         deliver(outbox)

@@ -19,6 +19,8 @@ from collections.abc import Hashable, Iterator
 from enum import IntEnum
 from typing import Final, Generic, Protocol, TypeVar
 
+from fuse.fetch.shares import Shares
+
 ALIGNED: Final = 4
 """Long runs end at multiples of so many blocks (what registries' caches and peer-to-peer pieces like)."""
 FAR: Final = 4
@@ -43,6 +45,11 @@ class Blocks(Hashable, Protocol):
 
     @property
     def blocks(self) -> int: ...
+
+    @property
+    def registry(self) -> Hashable:
+        """Stands for where it comes from: registries share the lanes."""
+        ...
 
     @property
     def indivisible(self) -> bool:
@@ -73,7 +80,7 @@ class Wish(Generic[B]):
 class Run(Generic[B]):
     """Blocks [next, end) that one lane is fetching. `end` may shrink while it does; only the queue changes the fields."""
 
-    __slots__ = ("blob", "end", "first", "next", "owner", "parked", "priority", "urgent", "whole")
+    __slots__ = ("blob", "end", "first", "next", "owner", "parked", "priority", "urgent", "urgent_lane", "whole")
 
     def __init__(self, owner: Hashable, blob: B, first: int, end: int, priority: Priority) -> None:
         self.owner = owner
@@ -84,6 +91,8 @@ class Run(Generic[B]):
         self.priority = priority
         self.urgent = priority is Priority.DEMAND
         """A reader waits for one of its blocks."""
+        self.urgent_lane = False
+        """It is carried by a lane for urgent work."""
         self.whole = False
         """It streams the blob from its start, as the server knows no ranges: it covers every block until it ends."""
         self.parked: list[Wish[B]] = []
@@ -101,8 +110,9 @@ Line = deque[Wish[B]]
 
 
 class Queue(Generic[B]):
-    def __init__(self, lanes: int = 6) -> None:
-        """`lanes`: among how many connections a long background wish is divided."""
+    def __init__(self, lanes: int = 6, shares: Shares | None = None) -> None:
+        """`lanes`: among how many connections a long background wish is divided. `shares`: what one registry may take."""
+        self.shares: Final = shares or Shares()
         self._lanes = max(1, lanes)
         self.only_demand = False
         """While the cache is full: nothing is fetched that nobody waits for."""
@@ -212,11 +222,15 @@ class Queue(Generic[B]):
         for priority in (Priority.DEMAND, Priority.READAHEAD, Priority.BACKGROUND)[:served]:
             lines = self._lines[priority]
             for owner in list(lines):
+                if not self.shares.may_start(lines[owner][0].blob.registry, urgent_lane=urgent_only):
+                    continue  # an owner's blobs come from one registry
                 run = self._from_line(lines[owner], priority)
                 line = lines.pop(owner)
                 if line:
                     lines[owner] = line  # behind the others: owners take turns
                 if run is not None:
+                    run.urgent_lane = urgent_only
+                    self.shares.begin(run.blob.registry, urgent_lane=urgent_only)
                     self._runs.setdefault(run.blob, []).append(run)
                     self._demand_runs += run.priority is Priority.DEMAND
                     self._background_runs += run.priority is Priority.BACKGROUND
@@ -253,6 +267,7 @@ class Queue(Generic[B]):
             del self._runs[run.blob]
         self._demand_runs -= run.priority is Priority.DEMAND
         self._background_runs -= run.priority is Priority.BACKGROUND
+        self.shares.end(run.blob.registry, urgent_lane=run.urgent_lane)
         rest = []
         if run.next < run.end and run.owner is not _NOBODY and not run.whole:
             rest.append(Wish(run.owner, run.blob, run.next, run.end, run.priority))

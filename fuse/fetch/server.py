@@ -32,7 +32,9 @@ from fuse.registry.access import Access
 from fuse.registry.repository import Repository
 from fuse.registry.transport import Transport
 
-_MOST_LONG_REQUESTS: Final = 32
+_MOST_LONG_REQUESTS: Final = 64
+_MOST_OF_ONE_REGISTRY: Final = 16
+"""Of these, resolves that ask the same registry: one that drips its answers does not take the places of all others."""
 _BLOBS_A_MESSAGE: Final = 200
 
 _log = structlog.get_logger(__name__)
@@ -58,7 +60,8 @@ class Connection(threading.Thread):
         self._transport = transport
         self._on_end = on_end
         self._mounts: dict[str, _Attached] = {}
-        self._long: dict[int, threading.Event] = {}
+        self._long: dict[int, tuple[threading.Event, str]] = {}
+        """What takes long, by request: how to give it up, and the registry that it asks (empty: none)."""
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -78,9 +81,9 @@ class Connection(threading.Thread):
 
     def _end(self) -> None:
         with self._lock:
-            running = list(self._long.values())
-        for event in running:
-            event.set()
+            running = [cancel for cancel, _ in self._long.values()]
+        for cancel in running:
+            cancel.set()
         for attached in list(self._mounts.values()):
             self._detach(attached)
         self._mounts.clear()
@@ -125,7 +128,7 @@ class Connection(threading.Thread):
                 with self._lock:
                     running = self._long.get(message.id)
                 if running is not None:
-                    running.set()
+                    running[0].set()
                 return None
         return protocol.Done(id=message.id)
 
@@ -190,12 +193,19 @@ class Connection(threading.Thread):
         self, message: protocol.Resolve | protocol.CacheList | protocol.CacheRemove | protocol.CacheVerify
     ) -> None:
         cancel = threading.Event()
+        registry = Reference.parse(message.reference).host if isinstance(message, protocol.Resolve) else ""
         with self._lock:
+            if registry and sum(other == registry for _, other in self._long.values()) >= _MOST_OF_ONE_REGISTRY:
+                raise Unavailable(
+                    f"{_MOST_OF_ONE_REGISTRY} requests to this registry are under way already",
+                    where=registry,
+                    fix="try again later",
+                )
             if len(self._long) >= _MOST_LONG_REQUESTS:
                 raise Unavailable(f"{_MOST_LONG_REQUESTS} requests are under way already", fix="try again later")
             if message.id in self._long:
                 raise InvalidRequest(f"request {message.id} is under way already")
-            self._long[message.id] = cancel
+            self._long[message.id] = (cancel, registry)
 
         def work() -> None:
             try:

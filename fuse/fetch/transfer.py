@@ -19,6 +19,7 @@ from fuse.fetch.blobs import BlobState, Grant, Stream
 from fuse.fetch.engine import Engine
 from fuse.fetch.progress import FULL
 from fuse.fetch.queue import Priority, Run
+from fuse.fetch.shares import SPARE
 
 _REST_S: Final = 0.1
 """A background run goes on after so long, even if readers still wait: it slows down, it does not stop."""
@@ -30,8 +31,11 @@ class Lanes:
     """All transfer threads of the process."""
 
     def __init__(self, engine: Engine, *, connections: int, urgent_connections: int) -> None:
+        """`connections`: to one registry at most; a few more are there for the others, should it hang."""
         urgent = min(urgent_connections, max(0, connections - 1))
-        self._lanes = [_Lane(engine, number, urgent_only=number < urgent) for number in range(max(1, connections))]
+        general = max(1, connections) - urgent + SPARE
+        urgent += SPARE if urgent else 0
+        self._lanes = [_Lane(engine, number, urgent_only=number < urgent) for number in range(urgent + general)]
 
     def start(self) -> None:
         for lane in self._lanes:

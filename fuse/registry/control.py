@@ -6,6 +6,7 @@ named its host is never reused for a request that a stranger's redirect sends to
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -19,15 +20,18 @@ import httpx
 
 from fuse.errors import Unavailable
 from fuse.registry.addresses import ANY_ADDRESS, AddressRule
-from fuse.registry.dial import CONNECT_TIMEOUT_S, NO_ANSWER, Dialer, RuledBackend
+from fuse.registry.dial import CONNECT_TIMEOUT_S, NO_ANSWER, Dialer, Patience, RuledBackend
 from fuse.registry.proxies import Proxy, ProxyPolicy
 from fuse.registry.reply import TooLarge
 from fuse.registry.route import Route
 from fuse.registry.tls import TlsContexts, Trust
 
 READ_TIMEOUT_S: Final = 10.0
-BODY_LIMIT_S: Final = 60.0
-"""For a whole body; the largest that is read here is a manifest of 4 MiB."""
+ANSWER_LIMIT_S: Final = 20.0
+"""For the head of an answer, however often a byte of it comes."""
+BODY_GRACE_S: Final = 15.0
+BODY_PACE_BYTES_PER_S: Final = 64 * 1024
+"""A body has the grace, and then must have come at this pace; the largest that is read here is a manifest of 4 MiB."""
 _MAX_POOLS: Final = 32
 _ERRNO: Final = re.compile(r"^\[Errno -?\d+\] ")
 _BROKEN: Final = (
@@ -45,8 +49,9 @@ _PoolKey: TypeAlias = tuple[AddressRule, Trust, Proxy | None]
 class ControlReply:
     """A `Reply` of httpx."""
 
-    def __init__(self, response: httpx.Response, where: str) -> None:
+    def __init__(self, response: httpx.Response, where: str, patience: Patience) -> None:
         self._response = response
+        self._patience = patience
         self._where = where
 
     @property
@@ -58,20 +63,24 @@ class ControlReply:
 
     def read(self, limit_bytes: int) -> bytes:
         content = bytearray()
-        deadline = time.monotonic() + BODY_LIMIT_S
+        began = time.monotonic()
+        self._patience.until = began + BODY_GRACE_S + limit_bytes / BODY_PACE_BYTES_PER_S
         try:
             # Raw: no Content-Encoding is accepted, and a digest is of the bytes as they came.
             for chunk in self._response.iter_raw():
                 content += chunk
                 if len(content) > limit_bytes:
                     raise TooLarge
-                if time.monotonic() > deadline:
-                    # A server that drips would hold this thread for as long as it likes.
-                    raise Unavailable(f"the answer took more than {BODY_LIMIT_S:g} s", where=self._where)
+                late_s = time.monotonic() - began - BODY_GRACE_S
+                if late_s > len(content) / BODY_PACE_BYTES_PER_S:
+                    # A server that drips would hold this thread, and a publish's place, for as long as it likes.
+                    raise Unavailable(f"the answer comes too slowly ({len(content)} bytes so far)", where=self._where)
         except _BROKEN as error:
             raise _unavailable(error, self._where) from error
         except httpx.StreamError:
             return b""  # read before
+        finally:
+            self._patience.until = math.inf
         return bytes(content)
 
     def close(self) -> None:
@@ -83,9 +92,10 @@ class ControlClient:
 
     def __init__(self, dialer: Dialer, contexts: TlsContexts, proxies: ProxyPolicy, user_agent: str) -> None:
         # No cookies: a jar would carry what one tenant's registry set into another tenant's requests.
+        self._patience = Patience()
         jar = CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
         self._client = httpx.Client(
-            transport=_Pools(dialer, contexts, proxies),
+            transport=_Pools(dialer, contexts, proxies, self._patience),
             headers={"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             cookies=jar,
@@ -98,6 +108,7 @@ class ControlClient:
         route.rule.check_literal(route.host)
         # httpx would normalise the URL and break signatures: it gets the origin, the pools take all from the route.
         url = f"{route.scheme}://{route.authority}/"
+        self._patience.until = time.monotonic() + ANSWER_LIMIT_S
         try:
             request = self._client.build_request(
                 method, url, headers=dict(headers), content=content, extensions={"weightless_route": route}
@@ -107,17 +118,20 @@ class ControlClient:
             raise _unavailable(error, route.authority) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(f"cannot ask: {type(error).__name__}", where=route.authority) from error
-        return ControlReply(response, route.authority)
+        finally:
+            self._patience.until = math.inf
+        return ControlReply(response, route.authority, self._patience)
 
     def close(self) -> None:
         self._client.close()
 
 
 class _Pools(httpx.BaseTransport):
-    def __init__(self, dialer: Dialer, contexts: TlsContexts, proxies: ProxyPolicy) -> None:
+    def __init__(self, dialer: Dialer, contexts: TlsContexts, proxies: ProxyPolicy, patience: Patience) -> None:
         self._dialer = dialer
         self._contexts = contexts
         self._proxies = proxies
+        self._patience = patience
         self._lock = threading.Lock()
         self._pools: OrderedDict[_PoolKey, httpcore.ConnectionPool] = OrderedDict()
 
@@ -166,7 +180,7 @@ class _Pools(httpx.BaseTransport):
                 max_connections=32,
                 max_keepalive_connections=8,
                 keepalive_expiry=30.0,
-                network_backend=RuledBackend(self._dialer, rule),
+                network_backend=RuledBackend(self._dialer, rule, self._patience),
             )
         # The proxy's own address is the administrator's choice. It resolves names; literals were checked before.
         authorization = proxy.authorization.encode()
@@ -177,7 +191,7 @@ class _Pools(httpx.BaseTransport):
             max_connections=32,
             max_keepalive_connections=8,
             keepalive_expiry=30.0,
-            network_backend=RuledBackend(self._dialer, ANY_ADDRESS),
+            network_backend=RuledBackend(self._dialer, ANY_ADDRESS, self._patience),
         )
 
     def close(self) -> None:
@@ -203,7 +217,7 @@ def _unavailable(error: Exception, where: str) -> Unavailable:
     if isinstance(error, httpcore.ConnectTimeout):
         what, fix = f"cannot connect: no answer within {CONNECT_TIMEOUT_S:g} s", NO_ANSWER
     elif isinstance(error, httpcore.TimeoutException):
-        what = f"no answer within {READ_TIMEOUT_S:g} s"
+        what = f"no whole answer within {READ_TIMEOUT_S:g} to {ANSWER_LIMIT_S:g} s"
     elif isinstance(error, httpcore.ConnectError):
         what, fix = f"cannot connect: {_ERRNO.sub('', str(error))}", NO_ANSWER
         if "CERTIFICATE_VERIFY_FAILED" in what:

@@ -6,11 +6,14 @@ has the system resolver's own).
 
 from __future__ import annotations
 
+import math
 import socket
+import ssl
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import httpcore
 
@@ -79,12 +82,19 @@ class Dialer:
                 self._reaches.popitem(last=False)
 
 
+class Patience(threading.local):
+    """Until when (monotonic) the calling thread waits for the answer that it is reading, however often a byte of it comes."""
+
+    until = math.inf
+
+
 class RuledBackend(httpcore.NetworkBackend):
     """httpcore's view of a `Dialer` under one rule: it is handed addresses that were checked, never names."""
 
-    def __init__(self, dialer: Dialer, rule: AddressRule) -> None:
+    def __init__(self, dialer: Dialer, rule: AddressRule, patience: Patience) -> None:
         self._dialer = dialer
         self._rule = rule
+        self._patience = patience
         self._plain = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -103,8 +113,36 @@ class RuledBackend(httpcore.NetworkBackend):
                 failure = error
                 continue
             self._dialer.note(host, port, address)
-            return stream
+            return _PatientStream(stream, self._patience)
         raise failure
+
+
+class _PatientStream(httpcore.NetworkStream):
+    """A connection whose reads end when the reader's patience does."""
+
+    def __init__(self, stream: httpcore.NetworkStream, patience: Patience) -> None:
+        self._stream = stream
+        self._patience = patience
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        left = self._patience.until - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout
+        return self._stream.read(max_bytes, min(math.inf if timeout is None else timeout, left))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        return _PatientStream(self._stream.start_tls(ssl_context, server_hostname, timeout), self._patience)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
 
 
 def _reason(error: OSError | None) -> str:

@@ -8,14 +8,15 @@ thread, except that `abort` may be called from any.
 from __future__ import annotations
 
 import http.client
+import io
 import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from fuse.errors import Unavailable
 from fuse.registry.addresses import ANY_ADDRESS, AddressRule
@@ -25,8 +26,15 @@ from fuse.registry.reply import TooLarge
 from fuse.registry.route import Route
 from fuse.registry.tls import TlsContexts, Trust
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
+
 HEADER_TIMEOUT_S: Final = 10.0
 BODY_TIMEOUT_S: Final = 5.0
+PACE_WINDOW_S: Final = 5.0
+PACE_BYTES: Final = 1024
+"""Fewer bytes in a window of waiting are as good as none: a server that drips must not hold a connection for ever."""
+_SMALL_BYTES: Final = 4096
 _IDLE_LIMIT_S: Final = 60.0
 _DRAIN_BYTES: Final = 64 * 1024
 """An unread rest of this size costs less to read than a new connection."""
@@ -34,8 +42,53 @@ _DRAIN_BYTES: Final = 64 * 1024
 _Key: TypeAlias = tuple[tuple[str, str, int], AddressRule, Trust, Proxy | None]
 
 
+class _Paced(io.RawIOBase):
+    """What comes from a socket, as long as it comes at a pace. Time that the reader spends elsewhere does not count."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._readinto: Callable[[Buffer], int | None] = raw.readinto
+        self._waited_s = 0.0
+        self._got = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        began = time.monotonic()
+        count = self._readinto(buffer)
+        if count is None or count >= _SMALL_BYTES:
+            self._waited_s, self._got = 0.0, 0
+            return count
+        self._waited_s += time.monotonic() - began
+        self._got += count
+        if self._waited_s >= PACE_WINDOW_S and count:
+            if self._got < PACE_BYTES:
+                raise TimeoutError(f"{self._got} bytes in {self._waited_s:.0f} s")
+            self._waited_s, self._got = 0.0, 0
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """Reads through `_Paced`; otherwise http.client's."""
+
+    def __init__(
+        self, sock: socket.socket, debuglevel: int = 0, method: str | None = None, url: str | None = None
+    ) -> None:
+        super().__init__(sock, debuglevel, method, url)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Paced(sock.makefile("rb", buffering=0)))
+
+
 class _Connection(http.client.HTTPConnection):
     """One connection to an origin, through a proxy or not, dialled by our rules."""
+
+    response_class = _Response
 
     def __init__(self, route: Route, proxy: Proxy | None, dialer: Dialer, context: ssl.SSLContext | None) -> None:
         super().__init__(route.host, route.port)
@@ -279,7 +332,7 @@ def _unavailable(error: Exception, where: str, silence: str) -> Unavailable:
         what = f"the TLS certificate is not trusted: {error.verify_message}"
         fix = "name the authority's certificate as `ca` in the host's hosts.toml"
     elif isinstance(error, TimeoutError):
-        what = silence
+        what = silence if str(error) in ("", "timed out") else f"it hardly sends anything: {error}"
     elif isinstance(error, ssl.SSLError):
         what = f"TLS failed: {error.reason or 'protocol error'}"
     elif isinstance(error, OSError | http.client.RemoteDisconnected):

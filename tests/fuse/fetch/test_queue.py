@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuse.fetch.queue import FAR, RUN_LIMITS, Priority, Queue, Run
+from fuse.fetch.shares import Shares
 
 DEMAND, READAHEAD, BACKGROUND = Priority.DEMAND, Priority.READAHEAD, Priority.BACKGROUND
 
@@ -16,7 +17,8 @@ DEMAND, READAHEAD, BACKGROUND = Priority.DEMAND, Priority.READAHEAD, Priority.BA
 class FakeBlob:
     """Presence as a set."""
 
-    def __init__(self, blocks: int, *, indivisible: bool = False) -> None:
+    def __init__(self, blocks: int, *, indivisible: bool = False, registry: str = "one") -> None:
+        self.registry = registry
         self.blocks = blocks
         self.indivisible = indivisible
         self.present: set[int] = set()
@@ -360,3 +362,46 @@ def test_indivisible_blob_is_never_asked_for_in_part() -> None:
     queue.finish(lending)
     run = take(queue)
     assert (0, 4) == (run.next, run.end)
+
+
+def test_one_registry_leaves_a_lane_to_the_others() -> None:
+    """However much it is asked for, a registry has its share of lanes; in trouble, less, until a byte of it comes."""
+    queue: Queue[FakeBlob] = Queue(2, Shares(urgent=1, general=2))
+    hanging = [FakeBlob(8) for _ in range(9)]
+    for blob in hanging:
+        queue.want("a", blob, 0, 8, DEMAND)
+    runs = [take(queue), take(queue), take(queue, urgent_only=True)]
+    assert queue.next_run(0.0, urgent_only=False) is None
+    assert queue.next_run(0.0, urgent_only=True) is None
+    other = FakeBlob(8, registry="two")
+    queue.want("b", other, 0, 8, DEMAND)
+    assert take(queue).blob is other
+
+    queue.shares.failed("one")
+    queue.finish(runs[0])
+    assert queue.next_run(0.0, urgent_only=False) is None
+    queue.shares.worked("one")
+    assert take(queue).blob.registry == "one"
+
+
+@given(st.lists(st.tuples(st.sampled_from("bfwe"), st.sampled_from("xyz"), st.booleans()), max_size=60))
+def test_shares_are_kept_whatever_happens(operations: list[tuple[str, str, bool]]) -> None:
+    """Never more than the share, never none for a registry that has no lane; what has ended is forgotten."""
+    shares = Shares(urgent=2, general=3)
+    model: Counter[tuple[str, bool]] = Counter()
+    for operation, registry, urgent in operations:
+        may = shares.may_start(registry, urgent_lane=urgent)
+        taken = model[registry, urgent]
+        assert not may or taken < (2 if urgent else 3)
+        assert may or taken
+        if operation == "b" and may:
+            shares.begin(registry, urgent_lane=urgent)
+            model[registry, urgent] += 1
+        elif operation == "e" and taken:
+            shares.end(registry, urgent_lane=urgent)
+            model[registry, urgent] -= 1
+        elif operation == "f":
+            shares.failed(registry)
+        elif operation == "w":
+            shares.worked(registry)
+            assert shares.may_start(registry, urgent_lane=urgent) == (taken < (2 if urgent else 3))

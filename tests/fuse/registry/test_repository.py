@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from fuse.artifact.digest import Digest
+from fuse.artifact.reference import Reference
 from fuse.errors import (
     Cancelled,
     Corrupt,
@@ -21,7 +25,7 @@ from fuse.errors import (
     Unavailable,
 )
 from fuse.registry import control, ranges, repository
-from fuse.registry.access import Credential, Endpoint
+from fuse.registry.access import Access, Credential, Endpoint
 from fuse.registry.reply import clean, failure
 from fuse.registry.repository import MAX_MANIFEST_BYTES, Repository
 from fuse.registry.transport import Transport
@@ -545,11 +549,46 @@ def test_a_dripping_manifest_is_given_up(
     repo: Repository, registry: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that sends a byte now and then does not hold a thread for ever."""
-    monkeypatch.setattr(control, "BODY_LIMIT_S", 0.1)
+    monkeypatch.setattr(control, "BODY_GRACE_S", 0.1)
     registry.script("manifest", "slow@20", forever=True)
 
-    with pytest.raises(Unavailable, match="took more than"):
+    with pytest.raises(Unavailable, match="too slowly"):
         repo.manifest("v1")
+
+
+def test_dripping_headers_are_given_up(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a manifest's nor a blob's answer may take for ever to begin, though a byte of it comes all the time."""
+    monkeypatch.setattr(control, "ANSWER_LIMIT_S", 0.4)
+    monkeypatch.setattr(ranges, "PACE_WINDOW_S", 0.2)
+    ended = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            with sock, suppress(OSError):
+                for byte in itertools.chain(b"HTTP/1.1 200 OK\r\nX: ", itertools.repeat(120)):
+                    sock.sendall(bytes([byte]))
+                    if ended.wait(0.02):
+                        return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip, args=(listener,))
+        thread.start()
+        host = f"127.0.0.1:{listener.getsockname()[1]}"
+        access = Access(
+            registry=host, endpoints=(Endpoint(url=f"http://{host}/v2", origin=True, named=True),), local_allowed=True
+        )
+        repo = Repository(Reference.parse(f"{host}/{REPOSITORY}:v1"), access, transport)
+        with pytest.raises(Unavailable, match="no whole answer"):
+            repo.manifest("v1")
+        with pytest.raises(Unavailable, match="hardly sends anything"):
+            repo.open_blob(Digest.of(b"x"), 10, 0, 10)
+        ended.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def test_headers_of_hosts_toml_are_sent_once(transport: Transport, registry: FaultyRegistry) -> None:

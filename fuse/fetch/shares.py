@@ -1,0 +1,46 @@
+"""How many lanes one registry may take, so that one which hangs or drips holds up nobody else's mounts. Pure arithmetic.
+
+There are a few more lanes than any one registry may have: what is left is for the others. A registry that fails keeps but a
+part of its share, down to one lane of each kind, until a byte of it comes: so even several dead ones leave lanes free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from typing import Final
+
+SPARE: Final = 1
+"""Lanes of each kind that a single registry never takes."""
+
+
+class Shares:
+    def __init__(self, urgent: float = math.inf, general: float = math.inf) -> None:
+        """How many lanes of each kind a registry in good health may have."""
+        self._most = (general, urgent)
+        self._taken: dict[Hashable, list[int]] = {}
+        self._limits: dict[Hashable, tuple[float, float]] = {}
+        """Of registries in trouble."""
+
+    def may_start(self, registry: Hashable, *, urgent_lane: bool) -> bool:
+        taken = self._taken.get(registry)
+        return taken is None or taken[urgent_lane] < self._limits.get(registry, self._most)[urgent_lane]
+
+    def begin(self, registry: Hashable, *, urgent_lane: bool) -> None:
+        self._taken.setdefault(registry, [0, 0])[urgent_lane] += 1
+
+    def end(self, registry: Hashable, *, urgent_lane: bool) -> None:
+        taken = self._taken[registry]
+        taken[urgent_lane] -= 1
+        if not any(taken):
+            del self._taken[registry]
+
+    def failed(self, registry: Hashable) -> None:
+        """One of its requests failed: half of what it has now is enough for trying again."""
+        general, urgent = self._taken.get(registry, (0, 0))
+        old = self._limits.get(registry, self._most)
+        self._limits[registry] = (min(old[0], max(1, general // 2)), min(old[1], max(1, urgent // 2)))
+
+    def worked(self, registry: Hashable) -> None:
+        """Something of it came."""
+        self._limits.pop(registry, None)
