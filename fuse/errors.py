@@ -123,8 +123,18 @@ class Unavailable(WeightlessError):
     )
     temporary = True
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        fix: str = "",
+        retry_after_s: float | None = None,
+        answered: bool = False,
+    ) -> None:
         super().__init__(what, where=where, fix=fix)
+        self.answered = answered
+        """It can be reached, and only does not want to now (429); does not travel in a `Fault`."""
         self.retry_after_s = retry_after_s
         """What the other side asked for (Retry-After); does not travel in a `Fault`."""
 

@@ -11,7 +11,10 @@ log-level = "info"
 quota = "500GB"         # what the cache may hold; without it, what the disk has
 free-space = 0.15       # the share of the disk that stays free
 [fetch]
-connections = 8         # to registries, at once
+connections = 8         # to one registry, at once
+[registry]
+offline = "refuse"      # or "allow": mount what the same credentials mounted before while the registry cannot be reached
+offline-hours = 72      # how old that proof may be
 [node]
 endpoint = "unix:///var/lib/kubelet/plugins/csi.weightless.dev/csi.sock"
 node-id = "worker-1"
@@ -45,7 +48,9 @@ _CHOICES: Final = {
     "connections": "a whole number from 1 to 256",
     "quota": 'a number of bytes, or text such as "500GB"',
     "plain-http": "true or false",
-    **dict.fromkeys(("cache", "fetch", "node"), "a table, as in [cache]"),
+    "offline": "one of refuse, allow",
+    "offline-hours": "a number of hours above 0, up to 8760",
+    **dict.fromkeys(("cache", "fetch", "registry", "node"), "a table, as in [cache]"),
 }
 _ELSE: Final = "text in quotes"
 ENVIRONMENT: Final = "WEIGHTLESS_CONFIG"
@@ -62,6 +67,16 @@ class CacheSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_u
 
 class FetchSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     connections: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+
+
+class RegistrySection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    offline: Literal["refuse", "allow"] = "refuse"
+    offline_hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 72.0
+
+    @property
+    def offline_s(self) -> float:
+        """How old a proof may be that stands in for a registry which cannot be reached; 0: none may."""
+        return self.offline_hours * 3600 if self.offline == "allow" else 0.0
 
 
 class NodeSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -82,6 +97,7 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
     log_level: LogLevel | None = None
     cache: CacheSection = CacheSection()
     fetch: FetchSection = FetchSection()
+    registry: RegistrySection = RegistrySection()
     node: NodeSection = NodeSection()
 
     @property

@@ -55,6 +55,8 @@ class Mounted(msgspec.Struct, frozen=True, kw_only=True, tag="mounted"):
     bytes_total: int
     again: bool = False
     """The mount was there, left by a holder that died; now it is served again."""
+    proven_at: float | None = None
+    """As `ResolvedArtifact.proven_at`."""
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
@@ -114,7 +116,7 @@ class Holder:
         access = wiring.access_reader(order.settings).access(order.reference)
         artifact = manager.resolve(order.reference, access, order.view, cancel=cancel)
         manager.acquire(artifact, Path(order.mountpoint), prefetch=order.settings.prefetch, grant=_GRANT, access=access)
-        return Mounted(reference=artifact.reference, bytes_total=artifact.bytes_total)
+        return Mounted(reference=artifact.reference, bytes_total=artifact.bytes_total, proven_at=artifact.proven_at)
 
     def _take_up(self, mount_id: str) -> Mounted:
         status = self._manager.status(mount_id)

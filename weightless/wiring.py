@@ -66,7 +66,12 @@ def access_reader(settings: Settings, *, local_allowed: bool = True) -> AccessRe
             where=str(settings.certs_dir),
             fix="create it, or correct --certs-dir (certs-dir in weightless.toml)",
         )
-    return AccessReader(certs_dir=settings.certs_dir, plain_http=settings.plain_http, local_allowed=local_allowed)
+    return AccessReader(
+        certs_dir=settings.certs_dir,
+        plain_http=settings.plain_http,
+        local_allowed=local_allowed,
+        offline_s=settings.config.registry.offline_s,
+    )
 
 
 def check_reference(reference: str) -> None:

@@ -33,6 +33,7 @@ from fuse.errors import Conflict, InvalidRequest, Missing, WeightlessError
 from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
 from fuse.fetch.privileges import confine, drop, give_directory
+from fuse.fetch.proofs import Proofs
 from fuse.fetch.server import Connection
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.transfer import Lanes
@@ -55,6 +56,7 @@ class Process:
         self._administrators = administrators
         self._transport = Transport()
         self._engine = Engine(CacheStore(Path()), settings)
+        self._proofs = Proofs(self._engine.store.objects, Path("objects"))
         self._verifier = Verifier(self._engine)
         self._lanes = Lanes(
             self._engine, connections=settings.connections, urgent_connections=settings.urgent_connections
@@ -105,7 +107,7 @@ class Process:
                 _log.warning("administrator_refused", uid=uid)
                 sock.close()
                 continue
-            connection = Connection(sock, self._engine, self._transport, self._ended)
+            connection = Connection(sock, self._engine, self._transport, self._proofs, self._ended)
             with self._lock:
                 self._connections.add(connection)
             connection.start()

@@ -147,6 +147,8 @@ class Resolved(_Message, frozen=True, kw_only=True, tag="resolved"):
     """`table.identity` of the bytes."""
     bytes_total: int
     files: int
+    proven_at: float | None = None
+    """The registry could not be asked: by the offline policy, the proof of that time (Unix) stood in for it."""
 
 
 class FetcherTotals(msgspec.Struct, frozen=True, kw_only=True):

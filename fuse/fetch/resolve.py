@@ -2,7 +2,8 @@
 
 What is known already is remembered in the object store: manifests by digest, offset maps of tars, finished tables. But what is
 known never stands in for the right to know it: each resolution asks the registry, with this publish's own credentials, for the
-manifest or at least for leave to pull it. When everything is known, that proof is the only request.
+manifest or at least for leave to pull it. When everything is known, that proof is the only request. Where the administrator
+allows it (`Access.offline_s`), a registry that cannot be reached is replaced by its own earlier word to the same credentials.
 
 Tables and offset maps rest on ranges of layers that no digest proves before the whole layer is there, so they are remembered by
 repository too: one registry's answers never decide what the users of another one see.
@@ -12,7 +13,7 @@ Runs in the calling thread, with a few more for the layers that must be read; no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -33,9 +34,19 @@ from fuse.artifact.naming import clean_path
 from fuse.artifact.offsets import RULES as OFFSET_RULES
 from fuse.artifact.offsets import OffsetMaps, fingerprint
 from fuse.artifact.reference import Reference
-from fuse.artifact.seams import BlobReader, ManifestSource, ObjectStore
+from fuse.artifact.seams import BlobReader, ManifestContent, ManifestSource, ObjectStore
 from fuse.artifact.view import Filter
-from fuse.errors import Cancelled, Corrupt, InvalidArtifact, NotAModel
+from fuse.errors import (
+    Cancelled,
+    Corrupt,
+    Forbidden,
+    InvalidArtifact,
+    NotAModel,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+)
+from fuse.fetch.proofs import Leave
 from fuse.filesystem.table import MAX_TABLE_BYTES, Artifact, Table, View, decode, encode
 
 MANIFESTS: Final = "manifests"
@@ -58,6 +69,8 @@ class Resolution:
     """Its artifactType, else its config's media type."""
     reference: Reference
     """The reference, pinned to `manifest_digest`."""
+    proven_at: float | None = None
+    """Unix time of the oldest remembered proof that was used, as the registry could not be asked."""
 
     @property
     def files(self) -> int:
@@ -74,8 +87,11 @@ def resolve(
     *,
     cancel: Event | None = None,
     architecture: str | None = None,
+    leave: Leave | None = None,
 ) -> Resolution:
     """The tree of the artifact behind `reference`, in `directory` of the mount.
+
+    `leave`: what the same credentials were allowed before, for when the registry cannot be reached, and where it is noted.
 
     Raises what the registry raises, NotAModel, InvalidArtifact, InvalidRequest for the view, and Cancelled once `cancel` is set
     (between reads: a read that is under way is the reader's to end).
@@ -83,7 +99,7 @@ def resolve(
     Filter(view)  # A bad pattern is the caller's mistake: say so before anything is asked of a registry.
     if directory:
         directory = clean_path(directory, where="the directory of the artifact")
-    run = _Resolving(reference, repository, objects, blobs, cancel, architecture or node_architecture())
+    run = _Resolving(reference, repository, objects, blobs, cancel, architecture or node_architecture(), leave)
     try:
         return run.resolve(view, directory)
     except (InvalidArtifact, NotAModel, Corrupt) as error:
@@ -91,6 +107,10 @@ def resolve(
         named = not error.where or error.where.startswith(str(reference))
         where = (error.where or str(reference)) if named else f"{reference}, {error.where}"
         raise error.again(where=where) from error
+
+
+_Word = tuple[Digest, ManifestContent | None]
+"""What a target stands for, and the content if that was sent."""
 
 
 class _Resolving:
@@ -102,13 +122,18 @@ class _Resolving:
         blobs: BlobReader,
         cancel: Event | None,
         architecture: str,
+        leave: Leave | None,
     ) -> None:
+        self._leave = leave
+        self._proven_at: float | None = None
         self._reference = reference
         self._repository = repository
         self._objects = objects
         self._blobs = blobs
         self._cancel = cancel
         self._architecture = architecture
+        self._unreachable: Unavailable | None = None
+        """What it said when the registry could not be reached."""
         self._proven: set[Digest] = set()
         """Manifests that these credentials have pulled in this run."""
 
@@ -133,6 +158,7 @@ class _Resolving:
             manifest_digest=manifest.digest,
             media_type=manifest.kind,
             reference=self._reference.pinned(manifest.digest),
+            proven_at=self._proven_at,
         )
 
     def _manifest(self) -> Manifest:
@@ -140,8 +166,7 @@ class _Resolving:
         if self._reference.digest is not None:
             found = self._by_digest(self._reference.digest)
         else:
-            answer = self._repository.manifest(self._reference.target, cancel=self._cancel)
-            found = self._parsed(answer.content, answer.digest, answer.media_type)
+            found = self._by_tag(self._reference.target)
         for _ in range(MAX_DEPTH):
             if isinstance(found, Manifest):
                 return found
@@ -152,6 +177,40 @@ class _Resolving:
             return found
         raise InvalidArtifact(f"indexes within indexes, more than {MAX_DEPTH} deep", where=f"index {found.digest}")
 
+    def _by_tag(self, tag: str) -> Manifest | Index:
+        """What the registry says, else what it said to these credentials before."""
+        digest, answer = self._asked(tag, lambda: _with_digest(self._repository.manifest(tag, cancel=self._cancel)))
+        if answer is None:
+            return self._by_digest(digest)
+        self._note(str(digest), digest)
+        return self._parsed(answer.content, digest, answer.media_type)
+
+    def _asked(self, target: str, ask: Callable[[], _Word]) -> _Word:
+        """The registry's word about `target`, which is noted; a remembered one, without content, if it cannot be reached."""
+        if self._unreachable is None:
+            try:
+                digest, answer = ask()
+            except (Unauthenticated, Forbidden, NotFound) as error:
+                if self._leave is not None:
+                    self._leave.forget(target, all_targets=not isinstance(error, NotFound))
+                raise
+            except Unavailable as error:
+                if error.answered:
+                    raise
+                self._unreachable = error  # and is not asked again: each question takes its time
+            else:
+                self._note(target, digest)
+                return digest, answer
+        proof = self._leave.recall(target) if self._leave is not None else None
+        if proof is None:
+            raise self._unreachable
+        self._proven_at = min(proof.proven_at, self._proven_at or proof.proven_at)
+        return Digest.parse(proof.digest), None
+
+    def _note(self, target: str, digest: Digest) -> None:
+        if self._leave is not None:
+            self._leave.remember(target, digest)
+
     def _child(self, descriptor: Descriptor, *, prove: bool) -> Manifest | Index:
         # The right to pull an index is none to pull what it names: anybody can push an index of digests.
         return self._by_digest(descriptor.digest, size=descriptor.size, prove=prove)
@@ -161,10 +220,13 @@ class _Resolving:
         media_type = ""
         if known is not None and digest.matches(known):
             if prove and digest not in self._proven:
-                self._repository.exists(digest, cancel=self._cancel)
+                self._asked(str(digest), lambda: self._exists(digest))
             content = known
         else:
+            if self._unreachable is not None:
+                raise self._unreachable
             answer = self._repository.manifest(str(digest), expected=digest, cancel=self._cancel)
+            self._note(str(digest), digest)
             self._proven.add(digest)
             content, media_type = answer.content, answer.media_type
         if size is not None and len(content) != size:
@@ -172,6 +234,10 @@ class _Resolving:
                 f"has {len(content)} bytes, but the index that names it says {size}", where=f"manifest {digest}"
             )
         return self._parsed(content, digest, media_type)
+
+    def _exists(self, digest: Digest) -> tuple[Digest, None]:
+        self._repository.exists(digest, cancel=self._cancel)
+        return digest, None
 
     def _parsed(self, content: bytes, digest: Digest, media_type: str) -> Manifest | Index:
         if not digest.matches(content):
@@ -279,6 +345,10 @@ def _decoded(encoded: bytes | None) -> Table | None:
         return decode(encoded)
     except InvalidArtifact:
         return None  # Of another version of this program: computed anew.
+
+
+def _with_digest(answer: ManifestContent) -> tuple[Digest, ManifestContent]:
+    return answer.digest, answer
 
 
 def _object_key(digest: Digest) -> str:

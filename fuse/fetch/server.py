@@ -24,6 +24,7 @@ from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
 from fuse.fetch.inventory import Inventory
 from fuse.fetch.mounts import Mount
+from fuse.fetch.proofs import Proofs
 from fuse.fetch.reader import EngineReader
 from fuse.fetch.resolve import resolve
 from fuse.fetch.session import Session
@@ -51,13 +52,19 @@ class Connection(threading.Thread):
     """One administrator."""
 
     def __init__(
-        self, sock: socket.socket, engine: Engine, transport: Transport, on_end: Callable[[Connection], None]
+        self,
+        sock: socket.socket,
+        engine: Engine,
+        transport: Transport,
+        proofs: Proofs,
+        on_end: Callable[[Connection], None],
     ) -> None:
         super().__init__(name="administration", daemon=True)
         self._channel: wire.Channel[protocol.Request] = wire.Channel(sock, protocol.Request)
         self._engine = engine
         self._inventory = Inventory(engine)
         self._transport = transport
+        self._proofs = proofs
         self._on_end = on_end
         self._mounts: dict[str, _Attached] = {}
         self._long: dict[int, tuple[threading.Event, str]] = {}
@@ -242,8 +249,11 @@ class Connection(threading.Thread):
     def _resolve(self, message: protocol.Resolve, cancel: threading.Event) -> None:
         reference = Reference.parse(message.reference)
         repository = self._repository(reference, message.access)
+        leave = self._proofs.of(message.access, reference.name)
         with EngineReader(self._engine, repository, reference.host, cancel) as reader:
-            found = resolve(reference, repository, self._engine.store.objects, reader, message.view, cancel=cancel)
+            found = resolve(
+                reference, repository, self._engine.store.objects, reader, message.view, cancel=cancel, leave=leave
+            )
         if cancel.is_set():
             raise Cancelled("given up", where=message.reference)
         fd = wire.sealed_memfd("table", found.encoded)
@@ -256,6 +266,7 @@ class Connection(threading.Thread):
                 table=inode_table.identity(found.encoded),
                 bytes_total=found.table.total_bytes,
                 files=sum(node.kind == "f" for node in found.table.nodes),
+                proven_at=found.proven_at,
             )
             self._send(answer, (fd,))
         finally:

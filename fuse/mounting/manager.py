@@ -131,6 +131,8 @@ class MountManager:
     ) -> ResolvedArtifact:
         """Proves that `access` may pull `reference` and learns its tree. Takes as long as the registry does."""
         resolved, content = self._supervisor.fetcher.resolve(reference, access, view, cancel)
+        if resolved.proven_at is not None:
+            _log.warning("resolved_offline", reference=resolved.reference, proven_at=resolved.proven_at)
         return ResolvedArtifact(
             reference=resolved.reference,
             digest=resolved.digest,
@@ -140,6 +142,7 @@ class MountManager:
             content=content,
             bytes_total=resolved.bytes_total,
             files=resolved.files,
+            proven_at=resolved.proven_at,
         )
 
     def acquire(

@@ -61,6 +61,8 @@ class ResolvedArtifact:
     """The encoded inode table, which is not looked into here."""
     bytes_total: int
     files: int
+    proven_at: float | None = None
+    """The registry could not be asked; by the offline policy a proof of that time (Unix) was good enough."""
 
     @property
     def parts(self) -> tuple[spec.Part, ...]:

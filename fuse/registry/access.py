@@ -62,3 +62,5 @@ class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     endpoints: tuple[Endpoint, ...]
     local_allowed: bool = False
     """Whether loopback addresses may be reached without having been named: yes on a laptop, no in a node plugin."""
+    offline_s: float = 0.0
+    """How old a proof of these credentials may be that stands in for the registry while it cannot be reached; 0: none does."""

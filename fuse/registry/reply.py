@@ -72,7 +72,7 @@ def failure(reply: Reply, where: str, *, secrets: Sequence[str] = ()) -> Weightl
         return Forbidden(said or "access denied", where=where)
     shown = f"the registry answers {status}{_phrase(status)}{f': {said}' if said else ''}"
     if status >= 500 or status in _TEMPORARY or status < 400:
-        return Unavailable(shown, where=where, fix=_way_out(status), retry_after_s=retry_after_s)
+        return Unavailable(shown, where=where, fix=_way_out(status), retry_after_s=retry_after_s, answered=status < 500)
     return InvalidRequest(shown, where=where, fix="check the reference, and that this host is a registry")
 
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -105,6 +106,12 @@ def _tell(mounted: holder.Mounted, directory: Path) -> None:
         console.say(f"{mounted.reference} was mounted on {directory}, its holder had died: it is served again")
         return
     console.say(f"mounted {mounted.reference} on {directory} ({units.size(mounted.bytes_total)})")
+    if mounted.proven_at is not None:
+        days = max(0.0, time.time() - mounted.proven_at) / 86400
+        console.note(
+            f"the registry cannot be reached: mounted by the offline policy, on a proof {days:.1f} days old; "
+            "what is not in the cache is waited for"
+        )
 
 
 def _last_words(order: holder.Order, run_dir: Path, pid: int) -> str:

@@ -21,7 +21,7 @@ from fuse.fetch.reader import EngineReader
 from fuse.registry import ranges
 from tests.support.fetcher import pattern, wait_until
 from tests.support.fetchrig import BLOCKS, CONTENT, DIGEST, MIB, SCOPE, Recorder, Rig, expected
-from tests.support.registry import FaultyRegistry
+from tests.support.registry import FaultyRegistry, Tokens
 
 
 @pytest.fixture
@@ -555,3 +555,28 @@ def test_a_registry_that_drips_is_dropped_and_asked_again(
 
     assert seen.block(7) == expected(7)
     assert len(registry.requests("blob")) == 2
+
+
+def test_tokens_and_redirects_that_end_in_the_middle_are_renewed_unseen(tmp_path: Path) -> None:
+    """Revoked tokens and expired signatures cost a few requests; no reader waits for a retry, nobody is told of trouble."""
+    with FaultyRegistry() as store:
+        store.add_blob(CONTENT)
+        registry = FaultyRegistry(tokens=Tokens(anonymous=True), object_store=store)
+        registry.start()
+        registry.add_blob(CONTENT)
+        registry.script("blob", "redirect", forever=True)
+        (tmp_path / "c").mkdir()
+        rig = Rig(tmp_path / "c", registry)
+        try:
+            port, seen = rig.mount()
+            for first in range(0, 20, 5):
+                assert rig.bytes_of(port, seen, first, 5) == CONTENT[first * MIB : (first + 5) * MIB]
+                assert registry.tokens is not None
+                registry.revoke_tokens()
+                store.expire_signatures()
+            assert registry.tokens is not None
+            assert registry.tokens.issued >= 4
+            assert not seen.stalls
+            assert port.mount.blobs[0].attempts == 0
+        finally:
+            rig.close()
