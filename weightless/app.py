@@ -192,11 +192,12 @@ def pull(
     reference: Reference,
     exclude: Exclude = None,
     exclude_weights: ExcludeWeights = False,
+    pin: Annotated[bool, typer.Option("--pin", metavar=FLAG, help="Keep it in the cache until `cache unpin`.")] = False,
 ) -> None:
     """Fetch a whole model into the cache, and verify it. Ctrl-C keeps what is there already."""
     from weightless.commands.pull import run
 
-    run(settings, reference, exclude=tuple(exclude or ()), exclude_weights=exclude_weights)
+    run(settings, reference, exclude=tuple(exclude or ()), exclude_weights=exclude_weights, pin=pin)
 
 
 @app.command()
@@ -290,6 +291,27 @@ def cache_rm(
     from weightless.commands.cache import remove
 
     remove(settings, tuple(digests or ()), unused=unused)
+
+
+Pinned = Annotated[list[str], typer.Argument(metavar="REFERENCE|DIGEST", show_default=False)]
+
+
+@cache.command(name="pin")
+@command
+def cache_pin(settings: Settings, names: Pinned) -> None:
+    """Keep a model, or single blobs, in the cache: neither eviction nor `rm` takes them."""
+    from weightless.commands.cache import pin
+
+    pin(settings, tuple(names))
+
+
+@cache.command(name="unpin")
+@command
+def cache_unpin(settings: Settings, names: Pinned) -> None:
+    """Take back `pin` or `pull --pin`, by the same name."""
+    from weightless.commands.cache import unpin
+
+    unpin(settings, tuple(names))
 
 
 @cache.command(name="verify")

@@ -44,6 +44,8 @@ LOCK_NAME: Final = "fetcher.lock"
 _FIRST_CONNECTION_S: Final = 30.0
 _BYE_S: Final = 2.0
 _CHOICE: Final = "--cache-dir, or cache-dir in weightless.toml"
+_TOUCH_S: Final = 600.0
+"""How old the last use of a mounted blob may look on the disk, should the node die."""
 
 _log = structlog.get_logger(__name__)
 
@@ -77,12 +79,16 @@ class Process:
         self._verifier.start()
         self._lanes.start()
         self._listener.setblocking(False)
+        touched = time.monotonic()
         deadline: float | None = time.monotonic() + _FIRST_CONNECTION_S
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._wake_receive, selectors.EVENT_READ)
             while not self._stopping:
-                selector.select(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                selector.select(_TOUCH_S if deadline is None else max(0.0, deadline - time.monotonic()))
+                if time.monotonic() >= touched + _TOUCH_S:
+                    touched = time.monotonic()
+                    self._engine.touch()
                 with suppress(BlockingIOError):
                     self._wake_receive.recv(4096)
                 # Whoever waits to be accepted counts: it came before the last one left.

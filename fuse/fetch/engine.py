@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length
+from fuse.cache.pins import Pins
 from fuse.cache.store import BlobKey, CacheStore
 from fuse.errors import Corrupt, WeightlessError
 from fuse.fetch import protocol
@@ -45,6 +46,7 @@ class Engine:
         self.dispatch: Final = Dispatcher(general, Shares(settings.connections - general, general))
         self.lock: Final = self.dispatch.lock
         self.space: Final = Space(store, settings.limits, self._pinned)
+        self.pins: Final = Pins(store.objects)
         self._queue = self.dispatch.queue
         self._blobs: dict[BlobKey, BlobState] = {}
         self._mounts: set[Mount] = set()
@@ -59,8 +61,8 @@ class Engine:
 
     # ---- mounts ----
 
-    def attach(self, name: str, keys: Iterable[BlobKey]) -> Mount:
-        """A new user of these blobs; they stay on the disk until `detach`."""
+    def attach(self, name: str, keys: Iterable[BlobKey], *, uses: bool = True) -> Mount:
+        """A new user of these blobs; they stay on the disk until `detach`. `uses`: it makes them recently used."""
         wanted = list(keys)
         with self.lock:
             blobs = []
@@ -69,7 +71,7 @@ class Engine:
                 if blob is None or blob.rejected:
                     blob = self._blobs[key] = BlobState(key)
                 blobs.append(blob)
-            mount = Mount(name, blobs)
+            mount = Mount(name, blobs, uses=uses)
             for blob in mount.distinct:
                 blob.references += 1
                 blob.mounts[mount] = blob.mounts.get(mount, 0) + 1
@@ -81,6 +83,10 @@ class Engine:
             self.close_port(port)
         for grant in list(mount.grants):
             self.revoke(mount, grant)
+        for blob in mount.distinct:
+            writer = blob.writer
+            if mount.uses and writer is not None:
+                writer.touch()
         with self.lock:
             if mount not in self._mounts:
                 return
@@ -228,7 +234,15 @@ class Engine:
 
     def _pinned(self) -> frozenset[str]:
         with self.lock:
-            return frozenset(str(key) for key in self._blobs)
+            held = frozenset(str(key) for key in self._blobs)
+        return held | self.pins.blobs
+
+    def touch(self) -> None:
+        """Notes that what is mounted is in use now: its workers read without asking."""
+        with self.lock:
+            writers = [blob.writer for blob in self._blobs.values() if blob.writer and any(m.uses for m in blob.mounts)]
+        for writer in writers:
+            writer.touch()
 
     def prepare(self, blob: BlobState, *, make: bool) -> None:
         """Opens the blob's files, or makes them; leaves the blob `uncached` when the disk has no room for them."""
@@ -250,7 +264,8 @@ class Engine:
                     _log.warning("blob_not_cacheable", digest=str(blob.digest), error=str(error))
                     failure = error
                 else:
-                    writer.touch()
+                    if any(mount.uses for mount in list(blob.mounts)):
+                        writer.touch()
                     with self.lock:
                         if not blob.references or blob.rejected:
                             writer.close()

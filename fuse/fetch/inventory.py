@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES
 from fuse.cache.store import BlobKey, StoredBlob
-from fuse.errors import Cancelled, Conflict, NotFound
+from fuse.errors import CacheFailed, Cancelled, Conflict, NotFound
 from fuse.fetch import protocol
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.engine import Engine
@@ -30,17 +30,23 @@ class Inventory:
                 yield shown
 
     def remove(self, digests: Sequence[str]) -> Iterator[protocol.CachedBlob]:
-        """Yields what was removed. Raises NotFound or Conflict (in use) for a named blob; unnamed ones in use are left."""
+        """Yields what was removed. Raises NotFound or Conflict (in use, pinned) for a named blob; such unnamed ones are left."""
         keys = self._keys(digests)
         if digests:
             for key in keys:
                 if key in self._engine.states():
                     raise Conflict("the blob is in use by a mount", where=str(key.digest), fix="unmount it first")
+                if names := self._engine.pins.names(str(key)):
+                    raise Conflict(
+                        f"the blob is pinned by {names[0]}",
+                        where=str(key.digest),
+                        fix=f"weightless cache unpin {names[0]}",
+                    )
         try:
             for key in keys:
                 with self._engine.space.lock:
                     # Asked again under the lock under which blobs are opened.
-                    if key in self._engine.states():
+                    if key in self._engine.states() or str(key) in self._engine.pins.blobs:
                         continue
                     shown = self._shown(key)
                     self._store.remove(key)
@@ -51,10 +57,30 @@ class Inventory:
         finally:
             self._engine.space.recount()
 
+    def pin(self, name: str, keys: Sequence[BlobKey]) -> None:
+        """Keeps these blobs, there or not, from eviction and removal. Raises CacheFailed."""
+        try:
+            self._engine.pins.add(name, map(str, keys))
+        except OSError as error:
+            raise CacheFailed(f"the pin cannot be written: {error.strerror}", where=name) from error
+
+    def pin_digests(self, digests: Sequence[str]) -> None:
+        """Each by its digest, whatever registry it is from. Raises NotFound, CacheFailed."""
+        for digest in digests:
+            self.pin(str(Digest.parse(digest)), self._keys((digest,)))
+
+    def unpin(self, names: Sequence[str]) -> None:
+        """Raises NotFound for a name that nothing is pinned by; the others are unpinned then."""
+        missing = [name for name in names if not self._engine.pins.remove(name)]
+        if missing:
+            raise NotFound(
+                "nothing is pinned by this name", where=missing[0], fix="weightless cache ls shows the names"
+            )
+
     def verify(self, digests: Sequence[str], cancel: threading.Event) -> Iterator[protocol.CachedBlob]:
         """Reads every block again; yields each blob with the number of damaged blocks, which are forgotten."""
         for key in self._keys(digests):
-            mount = self._engine.attach("verify", [key])
+            mount = self._engine.attach("verify", [key], uses=False)
             try:
                 self._engine.prepare(mount.blobs[0], make=False)
                 damaged = self._damaged_blocks(mount.blobs[0], cancel)
@@ -116,4 +142,5 @@ class Inventory:
             pinned=state is not None if pinned is None else pinned,
             used_at=stored.used_at,
             damaged_blocks=damaged_blocks,
+            pinned_by=self._engine.pins.names(str(key)),
         )

@@ -23,8 +23,10 @@ class Sink(Protocol):
 
 
 class Mount:
-    def __init__(self, name: str, blobs: Sequence[BlobState]) -> None:
+    def __init__(self, name: str, blobs: Sequence[BlobState], *, uses: bool = True) -> None:
         self.name: Final = name
+        self.uses: Final = uses
+        """Whether it makes its blobs recently used; a check of the cache does not."""
         self.blobs: Final = tuple(blobs)
         self.distinct: Final = frozenset(blobs)
         self.grants: dict[str, Grant] = {}

@@ -101,6 +101,24 @@ class CacheRemove(_Message, frozen=True, kw_only=True, tag="cache_remove"):
     digests: tuple[str, ...] = ()
 
 
+class CachePin(_Message, frozen=True, kw_only=True, tag="cache_pin"):
+    """Keeps blobs from eviction and removal until `CacheUnpin`, also over restarts.
+
+    Either the blobs of a table (the one descriptor, encoded) of `registry`, pinned as `name`; or blobs that are there, by
+    digest, each pinned by its own.
+    """
+
+    id: int
+    name: str = ""
+    registry: str = ""
+    digests: tuple[str, ...] = ()
+
+
+class CacheUnpin(_Message, frozen=True, kw_only=True, tag="cache_unpin"):
+    id: int
+    names: tuple[str, ...]
+
+
 class CacheVerify(_Message, frozen=True, kw_only=True, tag="cache_verify"):
     """Reads blobs again and compares block checksums and, where complete, digests; damaged blocks are forgotten."""
 
@@ -114,7 +132,21 @@ class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
     id: int
 
 
-Request = Hello | Resolve | Attach | Grant | Revoke | Detach | Progress | CacheList | CacheRemove | CacheVerify | Cancel
+Request = (
+    Hello
+    | Resolve
+    | Attach
+    | Grant
+    | Revoke
+    | Detach
+    | Progress
+    | CacheList
+    | CacheRemove
+    | CachePin
+    | CacheUnpin
+    | CacheVerify
+    | Cancel
+)
 
 # ---- administration: answers ----
 
@@ -187,6 +219,8 @@ class CachedBlob(msgspec.Struct, frozen=True, kw_only=True):
     used_at: float
     damaged_blocks: int = 0
     """Filled in by `CacheVerify` only."""
+    pinned_by: tuple[str, ...] = ()
+    """Names under which it was pinned by hand; `pinned` says that a mount holds it."""
 
 
 class CacheBlobs(_Message, frozen=True, kw_only=True, tag="cache_blobs"):

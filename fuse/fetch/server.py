@@ -129,6 +129,10 @@ class Connection(threading.Thread):
             case protocol.Detach():
                 self._detach(self._mount(message.mount))
                 del self._mounts[message.mount]
+            case protocol.CachePin():
+                self._pin(message, fds)
+            case protocol.CacheUnpin():
+                self._inventory.unpin(message.names)
             case protocol.Progress():
                 return self._engine.progress(self._mount(message.mount).mount, message.id)
             case protocol.Cancel():
@@ -188,6 +192,20 @@ class Connection(threading.Thread):
             attached.session.close()  # a new worker takes the place of the old one
         attached.session = Session(self._engine, attached.mount, sock)
         attached.session.start()
+
+    def _pin(self, message: protocol.CachePin, fds: list[int]) -> None:
+        if message.digests:
+            self._inventory.pin_digests(message.digests)
+            return
+        if len(fds) != 1:
+            raise InvalidRequest(f"a pin comes with 1 descriptor, not {len(fds)}", where=message.name)
+        try:
+            content = wire.read_whole(fds[0], inode_table.MAX_TABLE_BYTES)
+        except (OSError, ValueError) as error:
+            raise InvalidArtifact(f"the inode table cannot be read: {error}", where=message.name) from error
+        scope = scope_of(message.registry)
+        blobs = inode_table.decode(content).blobs
+        self._inventory.pin(message.name, [BlobKey(Digest.parse(blob.digest), blob.size, scope) for blob in blobs])
 
     def _detach(self, attached: _Attached) -> None:
         if attached.session is not None:

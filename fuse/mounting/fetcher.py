@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from fuse import wire
 from fuse.errors import Unavailable, WeightlessError
 from fuse.fetch import protocol
 from fuse.filesystem.table import View
@@ -90,6 +91,26 @@ class FetcherClient:
     def cache_remove(self, digests: tuple[str, ...] = ()) -> list[protocol.CachedBlob]:
         """Removes blobs (all that are not in use, without digests) and returns what was removed."""
         return self._blobs(lambda number: protocol.CacheRemove(id=number, digests=digests))
+
+    def cache_pin(self, name: str, registry: str, content: bytes) -> None:
+        """Keeps the blobs of an encoded table from eviction and removal, until `cache_unpin(name)`."""
+        table = wire.sealed_memfd("table", content)
+        try:
+            self._twice(
+                lambda connection: connection.ask(
+                    lambda number: protocol.CachePin(id=number, name=name, registry=registry), (table,)
+                )
+            )
+        finally:
+            os.close(table)
+
+    def cache_pin_digests(self, digests: tuple[str, ...]) -> None:
+        """As `cache_pin`, for blobs that are in the cache; each is pinned by the name of its digest."""
+        self._twice(lambda connection: connection.ask(lambda number: protocol.CachePin(id=number, digests=digests)))
+
+    def cache_unpin(self, names: tuple[str, ...]) -> None:
+        """Raises NotFound for what is not pinned."""
+        self._twice(lambda connection: connection.ask(lambda number: protocol.CacheUnpin(id=number, names=names)))
 
     def cache_verify(
         self, digests: tuple[str, ...] = (), cancel: threading.Event | None = None

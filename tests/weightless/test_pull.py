@@ -155,3 +155,31 @@ def test_verify_finds_a_flipped_bit_and_the_next_pull_mends_it(world, reference)
     world.run("pull", reference)
     world.run("cache", "verify")
     assert FILES["model.safetensors"] == data.read_bytes()
+
+
+def test_what_is_pinned_stays_until_it_is_unpinned(world, reference):
+    """Neither `rm` takes it nor a later pull that needs its room, over restarts of the fetcher; its pin is shown."""
+    world.run("pull", "--pin", reference)
+    world.is_empty_soon()
+    assert "pinned" in world.run("cache", "ls").stdout
+    blobs = json.loads(world.run("cache", "ls", "--json").stdout)
+    assert {tuple(blob["pinned_by"]) for blob in blobs} == {(reference,)}
+
+    refused = world.run("cache", "rm", blobs[0]["digest"], code=1)
+    assert "unpin" in refused.stderr
+    world.run("cache", "rm", "--all")
+    assert len(blobs) == len(json.loads(world.run("cache", "ls", "--json").stdout))
+
+    world.run("cache", "pin", blobs[0]["digest"])
+    world.run("cache", "unpin", reference)
+    world.run("cache", "unpin", reference, code=1)
+    world.run("cache", "rm", "--all")
+    left = json.loads(world.run("cache", "ls", "--json").stdout)
+    assert [(blob["digest"], blob["pinned_by"]) for blob in left] == [(blobs[0]["digest"], [blobs[0]["digest"]])]
+    world.run("cache", "unpin", blobs[0]["digest"])
+    world.run("cache", "rm", "--all")
+    assert "[]" == world.run("cache", "ls", "--json").stdout.strip()
+    world.run("cache", "pin", reference)
+    world.run("pull", reference)
+    world.run("cache", "rm", "--all")
+    assert len(blobs) == len(json.loads(world.run("cache", "ls", "--json").stdout))

@@ -10,8 +10,10 @@ from typing import Final
 
 import msgspec
 
+from fuse.artifact.reference import Reference
 from fuse.errors import Corrupt, InvalidRequest, NotFound
 from fuse.fetch.protocol import CachedBlob
+from fuse.filesystem.table import View
 from fuse.mounting.fetcher import FetcherClient
 from weightless import console, units, wiring
 from weightless.options import Settings
@@ -48,6 +50,29 @@ def remove(settings: Settings, prefixes: Sequence[str], *, unused: bool) -> None
         removed = client.cache_remove(digests)
     freed = sum(blob.bytes_cached for blob in removed)
     console.say(f"removed {units.count(len(removed), 'blob')}, {units.size(freed)}")
+
+
+def pin(settings: Settings, names: Sequence[str]) -> None:
+    """References are resolved, so the registry must know them; what is not in the cache yet is kept once it is."""
+    with _fetcher(settings) as client:
+        client.cache_list()  # starts the fetcher before anything is asked of a registry
+        for name in names:
+            if _PREFIX.fullmatch(name):
+                client.cache_pin_digests(_digests(client, (name,)))
+            else:
+                reference = Reference.parse(name)
+                access = wiring.access_reader(settings).access(name)
+                _, content = client.resolve(name, access, View())
+                client.cache_pin(str(reference), reference.host, content)
+            console.say(f"pinned {name}")
+
+
+def unpin(settings: Settings, names: Sequence[str]) -> None:
+    with _fetcher(settings) as client:
+        for name in names:
+            found = _digests(client, (name,)) if _PREFIX.fullmatch(name) else (str(Reference.parse(name)),)
+            client.cache_unpin(found)
+            console.say(f"unpinned {name}")
 
 
 def verify(settings: Settings, prefixes: Sequence[str]) -> None:
@@ -102,7 +127,7 @@ def _share(part: int, whole: int) -> str:
 
 def _state(blob: CachedBlob) -> str:
     state = "verified" if blob.verified else "complete" if blob.complete else "partial"
-    return f"{state}, in use" if blob.pinned else state
+    return ", ".join([state, *(["in use"] if blob.pinned else []), *(["pinned"] if blob.pinned_by else [])])
 
 
 def _ago(then: float) -> str:

@@ -31,8 +31,12 @@ _RESTARTS: Final = 5
 _GRANT: Final = "pull"
 
 
-def run(settings: Settings, reference: str, *, exclude: tuple[str, ...], exclude_weights: bool) -> None:
-    """Returns when all is cached and verified. KeyboardInterrupt leaves in the cache what is there."""
+def run(
+    settings: Settings, reference: str, *, exclude: tuple[str, ...], exclude_weights: bool, pin: bool = False
+) -> None:
+    """With `pin` it is kept from eviction, from before its first byte comes.
+
+    Returns when all is cached and verified. KeyboardInterrupt leaves in the cache what is there."""
     wiring.check_reference(reference)
     run_dir = wiring.begin(settings)
     access = wiring.access_reader(settings).access(reference)
@@ -41,6 +45,9 @@ def run(settings: Settings, reference: str, *, exclude: tuple[str, ...], exclude
         resolved, content = client.resolve(reference, access, wiring.view(exclude, exclude_weights=exclude_weights))
         table = decode(content)
         console.note(f"{resolved.reference}: {resolved.files} files, {units.size(resolved.bytes_total)}")
+        if pin:
+            named = Reference.parse(reference)
+            client.cache_pin(str(named), named.host, content)
         fetched = 0
         with meter(resolved.bytes_total) as drawn:
             for last_try in (False,) * _RESTARTS + (True,):
@@ -56,6 +63,8 @@ def run(settings: Settings, reference: str, *, exclude: tuple[str, ...], exclude
                     drawn.say("the fetcher died; a new one goes on where it stopped")
     seconds = time.monotonic() - begun
     came = f"{units.size(fetched)} fetched in {units.duration(seconds)}" if fetched else "all was there already"
+    if pin:
+        came += ", pinned"
     console.say(f"pulled and verified {resolved.reference}: {came}")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuse.cache.objects import ObjectStore
+from fuse.cache.pins import Pins
 from fuse.cache.quota import Candidate, Disk, Limits, shortage, victims
 
 
@@ -39,6 +40,56 @@ def test_keys_cannot_leave_the_store(tmp_path: Path, key: str) -> None:
     """A key is a file name, nothing else."""
     with pytest.raises(ValueError, match="cannot name"):
         ObjectStore(tmp_path).get("tables", key)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("put", "get", "remove", "restart")), st.integers(0, 9), st.integers(0, 60)),
+        max_size=40,
+    )
+)
+def test_what_is_remembered_is_bounded_and_the_last_used_stays(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int]]
+) -> None:
+    """Against a dictionary: what is there is what was put last; never more than the bounds; the newest is always there."""
+    root = tmp_path_factory.mktemp("o")
+    store = ObjectStore(root, most_bytes=600, most_files=6)
+    model: dict[int, bytes] = {}
+    for operation, number, length in operations:
+        key = f"key-{number}"
+        if operation == "put":
+            model[number] = bytes([number]) * length
+            store.put("tables", key, model[number])
+            assert store.get("tables", key) == model[number]
+        elif operation == "remove":
+            store.remove("tables", key)
+            model.pop(number, None)
+        elif operation == "restart":
+            (root / "tables").mkdir(exist_ok=True)
+            (root / "tables" / ".left.1.2").write_bytes(bytes(1000))
+            store = ObjectStore(root, most_bytes=600, most_files=6)
+        else:
+            assert store.get("tables", key) in (None, model.get(number))
+        kept = [path for path in root.rglob("*") if path.is_file()]
+        assert len(kept) <= 6
+        assert sum(path.stat().st_size for path in kept) <= 600
+
+
+def test_pins_are_kept_whatever_is_forgotten(tmp_path: Path) -> None:
+    """A pin is there for the next process, is never pruned, and two pins of one blob are two."""
+    store = ObjectStore(tmp_path, most_bytes=100, most_files=2)
+    pins = Pins(store)
+    pins.add("a", ["x", "y"])
+    pins.add("b", ["y"])
+    for number in range(20):
+        store.put("tables", f"key-{number}", bytes(50))
+    again = Pins(ObjectStore(tmp_path, most_bytes=100, most_files=2))
+    assert again.blobs == {"x", "y"}
+    assert again.names("y") == ("a", "b")
+    assert again.remove("a")
+    assert not again.remove("a")
+    assert Pins(store).blobs == {"y"}
 
 
 candidates = st.lists(

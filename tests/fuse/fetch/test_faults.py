@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from fuse.artifact.digest import Digest
 from fuse.cache.store import BlobKey, BlobWriter, CacheStore, scope_of
 from fuse.errors import Corrupt, Forbidden, NotFound, from_fault
 from fuse.fetch import protocol
+from fuse.fetch.inventory import Inventory
 from fuse.fetch.mounts import Port
 from fuse.fetch.queue import Priority
 from fuse.fetch.reader import EngineReader
@@ -397,6 +399,46 @@ def test_quota_evicts_what_nobody_uses_and_lends_beyond(tmp_path: Path, registry
         assert rig.store.used_bytes() <= 24 * MIB
     finally:
         rig.close()
+
+
+def test_what_is_pinned_is_not_evicted(tmp_path: Path, registry: FaultyRegistry) -> None:
+    """A pin by hand outweighs the need of a mount: what does not fit is lent, and the pinned blob is there after a restart."""
+    (tmp_path / "c").mkdir()
+    old = pattern(10 * MIB, seed=3)
+    key = BlobKey(registry.add_blob(old), len(old), SCOPE)
+    for _ in range(2):
+        rig = Rig(tmp_path / "c", registry, quota_bytes=24 * MIB)
+        try:
+            port, seen = rig.mount(key.digest, len(old))
+            assert rig.bytes_of(port, seen, 0, 10) == old
+            rig.engine.pins.add("by hand", [str(key)])
+            rig.engine.detach(port.mount)
+            port, seen = rig.mount()
+            assert rig.bytes_of(port, seen, 0, BLOCKS) == CONTENT
+            stored = rig.store.stored(key)
+            assert stored is not None
+            assert stored.complete
+        finally:
+            rig.close()
+            registry.start()
+
+
+def test_leaving_a_mount_counts_as_use_and_checking_does_not(rig: Rig) -> None:
+    """The age by which blobs are evicted is that of the last mount's end, not of its beginning, nor of a check."""
+    port, seen = rig.mount()
+    assert rig.bytes_of(port, seen, 0, 2) == CONTENT[: 2 * MIB]
+    key = port.mount.blobs[0].key
+    index = rig.store.paths(key)[1]
+    os.utime(index, (1.0, 1.0))
+    list(Inventory(rig.engine).verify((), threading.Event()))
+    stored = rig.store.stored(key)
+    assert stored is not None
+    assert stored.used_at == 1.0
+    rig.engine.touch()
+    assert index.stat().st_mtime > 1.0
+    os.utime(index, (1.0, 1.0))
+    rig.engine.detach(port.mount)
+    assert index.stat().st_mtime > 1.0
 
 
 def test_no_room_for_the_index_means_loans(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
