@@ -313,8 +313,9 @@ class Engine:
             writer.index.clear_flags(COMPLETE | VERIFIED)
             blob.blocks_cached -= 1
             blob.bytes_cached -= block_length(blob.size, block)
+            hashed = blob.verified or block < blob.hashed_blocks  # it may have been hashed by an earlier process
             blob.verified = False
-            if block < blob.hashed_blocks:
+            if hashed:
                 blob.hashed_blocks = 0
                 blob.hash_epoch += 1
                 self.on_hashable(blob)  # up to this block, which is waited for there
