@@ -407,7 +407,8 @@ class Engine:
                 end_trouble(blob, outbox, healed=True)
         deliver(outbox)
         for port, number in waiters:
-            send_loan(port, number, block, content)
+            if not send_loan(port, number, block, content):
+                self._defer(port, number, block)
 
     def _lend_cached(self, port: Port, number: int, blob: BlobState, block: int) -> None:
         """Lends a block that is in the cache to a reader that has no files."""
@@ -415,10 +416,26 @@ class Engine:
         writer = blob.writer
         content = memoryview(bytearray(BLOCK_BYTES))
         if writer is not None and writer.block_is_sound(block, content):
-            send_loan(port, number, block, content[: block_length(blob.size, block)])
+            if not send_loan(port, number, block, content[: block_length(blob.size, block)]):
+                self._defer(port, number, block)
             return
         self.forget(blob, block, losses)
         self.want(port, number, block, 1, Priority.DEMAND)
+
+    def _defer(self, port: Port, number: int, block: int) -> None:
+        """A reader that does not take what it was lent gets no more: memory is not a queue. It is asked for again later."""
+        with self.lock:
+            if port.closed:
+                return
+            port.deferred.add((number, block))
+        port.sink.come_back()
+
+    def resume(self, port: Port) -> None:
+        """The port's reader has taken what it was lent: what was deferred is wanted again."""
+        with self.lock:
+            deferred, port.deferred = port.deferred, set()
+        for number, block in sorted(deferred):
+            self.want(port, number, block, 1, Priority.DEMAND)
 
     # ---- trouble ----
 

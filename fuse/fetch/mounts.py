@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+import structlog
+
 from fuse import wire
-from fuse.errors import Fault, NoSpace
+from fuse.errors import Fault
 from fuse.fetch import protocol
 from fuse.fetch.blobs import BlobState, Grant
+
+_log = structlog.get_logger(__name__)
 
 
 class Sink(Protocol):
@@ -19,6 +23,14 @@ class Sink(Protocol):
 
     def send(self, message: protocol.ToWorker, fds: Sequence[int] = ()) -> None:
         """Takes over the descriptors."""
+        ...
+
+    def takes_loan(self) -> bool:
+        """Whether one more block in memory may be sent: false while the reader has not taken those that were."""
+        ...
+
+    def come_back(self) -> None:
+        """A loan was not sent: the sink lets `Engine.resume` be called once the reader has taken what it was sent."""
         ...
 
 
@@ -44,6 +56,8 @@ class Port:
         self.sink: Final = sink
         self.lent: set[int] = set()
         """Blobs (by number) for which the reader has no files: every block of them is lent."""
+        self.deferred: set[tuple[int, int]] = set()
+        """Blocks (blob by number) that it is to be lent when it has taken others."""
         self.closed = False
 
 
@@ -56,12 +70,14 @@ def deliver(outbox: Outbox) -> None:
         port.sink.send(message)
 
 
-def send_loan(port: Port, number: int, block: int, content: memoryview) -> None:
-    """Gives the port a block's bytes in memory."""
+def send_loan(port: Port, number: int, block: int, content: memoryview) -> bool:
+    """Gives the port a block's bytes in memory. False when it must wait: for its reader, or for memory."""
+    if not port.sink.takes_loan():
+        return False
     try:
         fd = wire.sealed_memfd("block", content)
     except OSError as error:
-        fault = NoSpace(f"no memory to lend a block: {error}").to_fault()
-        port.sink.send(protocol.Failed(blob=number, first=block, count=1, fault=fault))
-        return
+        _log.warning("block_not_lent", mount=port.mount.name, error=str(error))
+        return False
     port.sink.send(protocol.Loan(blob=number, block=block), (fd,))
+    return True

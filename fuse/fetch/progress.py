@@ -52,6 +52,11 @@ def complaint(error: OSError | None) -> WeightlessError:
             "the cache is full and everything in it is in use; files stay readable, but nothing is fetched ahead",
             fix="raise the quota, or free space on the cache's disk",
         )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return CacheFailed(
+            "no more files can be opened; those of further blobs stay readable, but nothing of them is kept",
+            fix="raise the limit of open files (RLIMIT_NOFILE): a blob that is being filled takes four",
+        )
     return CacheFailed(
         f"the cache's disk takes nothing: {error.strerror}; files stay readable, but nothing is kept or fetched ahead",
         fix="look at the disk and its file system (dmesg); it goes on by itself when the disk can be written",

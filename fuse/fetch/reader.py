@@ -57,6 +57,14 @@ class _Answers:
                     self.stall = from_fault(message.fault) if message.fault else None
             self._condition.notify_all()
 
+    def takes_loan(self) -> bool:
+        return True  # it waits for one block at a time
+
+    def come_back(self) -> None:
+        with self._condition:
+            self.failure = Unavailable("no memory to read a block of it", fix="try again later")
+            self._condition.notify_all()
+
     def close(self) -> None:
         wire.close_all(list(self.loans.values()))
         if self.files is not None:

@@ -8,7 +8,9 @@ the blobs of its mount's table by number, and is hung up on when it sends anythi
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
+import termios
 import threading
 import time
 from collections import deque
@@ -23,6 +25,9 @@ from fuse.fetch.engine import PRIORITIES, Engine
 from fuse.fetch.mounts import Mount
 
 _MOST_WAITING: Final = 16384
+_MOST_LOANS: Final = 16
+"""Blocks in memory that a worker has been sent and has not taken; its reads ask for a few at a time."""
+_COME_BACK_S: Final = 0.02
 _FULL: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS))
 
 _log = structlog.get_logger(__name__)
@@ -38,6 +43,9 @@ class Session:
         self._channel: wire.Channel[protocol.FromWorker] = wire.Channel(sock, protocol.FromWorker)
         self._state = threading.Condition(threading.Lock())
         self._waiting: deque[tuple[protocol.ToWorker, tuple[int, ...]]] = deque()
+        self._loans = 0
+        """Sent since the worker was known to have taken everything."""
+        self._coming_back = False
         self._writer_busy = False
         self._writer: threading.Thread | None = None
         self._closed = False
@@ -56,19 +64,41 @@ class Session:
 
     # ---- answers ----
 
+    def takes_loan(self) -> bool:
+        with self._state:
+            if self._loans and not self._waiting and not self._writer_busy and self._all_taken():
+                self._loans = 0
+            return self._closed or self._loans < _MOST_LOANS
+
+    def come_back(self) -> None:
+        with self._state:
+            self._coming_back = True
+            self._wake_writer()
+
+    def _all_taken(self) -> bool:
+        """Whether the worker has received every packet."""
+        try:
+            return fcntl.ioctl(self._channel.sock, termios.TIOCOUTQ, b"\0" * 4) == b"\0" * 4
+        except (OSError, ValueError):
+            return True
+
+    def _wake_writer(self) -> None:
+        if self._writer is None:
+            self._writer = threading.Thread(target=self._write, name=f"answers-{self._mount.name}", daemon=True)
+            self._writer.start()
+        self._state.notify()
+
     def send(self, message: protocol.ToWorker, fds: Sequence[int] = ()) -> None:
         with self._state:
             if self._closed:
                 wire.close_all(fds)
                 return
+            self._loans += isinstance(message, protocol.Loan)
             if not self._waiting and not self._writer_busy and self._send_nowait(message, fds):
                 wire.close_all(fds)
                 return
             self._append(message, tuple(fds))
-            if self._writer is None:
-                self._writer = threading.Thread(target=self._write, name=f"answers-{self._mount.name}", daemon=True)
-                self._writer.start()
-            self._state.notify()
+            self._wake_writer()
 
     def _append(self, message: protocol.ToWorker, fds: tuple[int, ...]) -> None:
         last = self._waiting[-1][0] if self._waiting else None
@@ -95,20 +125,41 @@ class Session:
         return True
 
     def _write(self) -> None:
+        message: protocol.ToWorker | None
+        fds: tuple[int, ...] = ()
         while True:
+            drained = False
             with self._state:
                 self._writer_busy = False
-                self._state.wait_for(lambda: self._waiting or self._closed)
+                self._state.wait_for(lambda: self._waiting or self._closed or self._coming_back)
                 if self._closed:
                     return
-                message, fds = self._waiting.popleft()
-                self._writer_busy = True
+                if not self._waiting:
+                    # The worker tells nobody that it has taken a packet, so it is looked at.
+                    self._state.wait_for(lambda: self._closed or self._waiting, _COME_BACK_S)
+                    drained = not self._closed and not self._waiting and self._all_taken()
+                    self._coming_back = not drained
+                    message = None
+                else:
+                    message, fds = self._waiting.popleft()
+                    self._writer_busy = True
+            if message is None:
+                if drained:
+                    self._resume()
+                continue
             try:
                 self._send_patiently(message, fds)
             except OSError:
                 self._channel.hang_up()
             finally:
                 wire.close_all(fds)
+
+    def _resume(self) -> None:
+        try:
+            self._engine.resume(self._port)
+        except ValueError as error:
+            _log.warning("session_refused", mount=self._mount.name, error=str(error))
+            self._channel.hang_up()
 
     def _send_patiently(self, message: protocol.ToWorker, fds: Sequence[int]) -> None:
         while True:

@@ -63,13 +63,15 @@ os._exit(main(sys.argv[2:]))
 class FetcherProcess:
     """`python -m fuse.fetch` on a cache directory."""
 
-    def __init__(self, cache: Path, *, user: int | None = None, **settings: Any) -> None:
+    def __init__(self, cache: Path, *, user: int | None = None, files: int | None = None, **settings: Any) -> None:
+        """`files`: how many it may have open."""
         self.cache = cache
         settings.setdefault("free_space_fraction", 0.0)
         # The interpreter may lie where other users cannot start it: so another user is become after the imports.
         program = ["-m", "fuse.fetch"] if user is None else ["-c", _AS_USER, str(user)]
+        limited = [] if files is None else ["prlimit", f"--nofile={files}:{files}"]
         self.process = subprocess.Popen(
-            [sys.executable, *program, "--cache-dir", str(cache), "--settings", json.dumps(settings)],
+            [*limited, sys.executable, *program, "--cache-dir", str(cache), "--settings", json.dumps(settings)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -68,6 +68,12 @@ class Recorder:
                     self.stalls.append(message)
             self.news.notify_all()
 
+    def takes_loan(self) -> bool:
+        return True
+
+    def come_back(self) -> None:
+        raise AssertionError("there is always memory")
+
     def wait(self, condition: Callable[[], Any], what: str) -> None:
         with self.news:
             assert self.news.wait_for(condition, 20), f"waited in vain: {what}"
