@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import need_program
 from tests.support.cli import CommandLine
+from tests.support.disks import ext4
 from tests.support.leaks import Sandbox
 from tests.support.models import digest_tree
 from tests.support.registry import FaultyRegistry
+from tests.support.waiting import until
 from weightless.demo.pack import PackedModel
 
 pytestmark = pytest.mark.kernel
@@ -99,3 +102,19 @@ def test_a_full_disk_is_not_an_error(
             assert digest_tree(small_model) == digest_tree(mounted)
     finally:
         subprocess.run(["umount", str(sandbox.cache)], check=True)
+
+
+def test_a_dead_disk_is_not_an_error(
+    sandbox: Sandbox, registry: FaultyRegistry, reference: str, small_model: Path
+) -> None:
+    """The cache's disk fails under a mount whose bytes are on it: every file reads right, and the mount says what is wrong."""
+    need_program("mkfs.ext4", "e2fsprogs")
+    cli = CommandLine(sandbox)
+    with ext4(sandbox.cache, 96) as disk, cli.mounted(reference) as mounted:
+        cli.wait_cached()
+        first = "weights/model-00001-of-00003.safetensors"
+        assert (small_model / first).read_bytes() == (mounted / first).read_bytes()
+        disk.fail()
+        assert digest_tree(small_model) == digest_tree(mounted)
+        until(lambda: cli.status()[0]["condition"]["state"] == "degraded", "the mount to complain")
+        assert "disk" in cli.status()[0]["condition"]["reason"]
