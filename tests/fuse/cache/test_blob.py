@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,23 @@ def test_a_read_without_waiting_gives_all_or_nothing(writer: BlobWriter, blob: C
     blob.drop_pages(0, SIZE)
     again = blob.try_read_nowait(SIZE - block_length(SIZE, 5), BLOCK_BYTES)
     assert again is None or bytes(again) == CONTENT[5 * BLOCK_BYTES :]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS, errno.ESTALE])
+def test_a_disk_that_fails_is_found_out_by_who_can_wait(
+    writer: BlobWriter, blob: CachedBlob, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The quick way says no, as for bytes that are not in memory: only the patient one reports the failure, and repairs it."""
+    put(writer, 0)
+
+    def fails(*_: object) -> int:
+        raise OSError(code, "as the test says")
+
+    monkeypatch.setattr(os, "preadv", fails)
+    assert not blob.try_readinto_nowait(bytearray(10), 0)
+    assert blob.try_read_nowait(0, 10) is None
+    monkeypatch.undo()
+    assert blob.read(0, 10) == CONTENT[:10]
 
 
 def test_flags_show(writer: BlobWriter, blob: CachedBlob) -> None:

@@ -154,6 +154,59 @@ def test_cancelled_read_leaves_nothing_and_harms_nobody(fetcher: FakeFetcher) ->
     run(fetcher, body)
 
 
+class CancelAt(trio.abc.Instrument):
+    """Cancels a scope when its task is about to run for the `step`-th time."""
+
+    def __init__(self, step: int, scope: trio.CancelScope) -> None:
+        self._left = step
+        self._scope = scope
+        self._task = trio.lowlevel.current_task()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if not self._left:
+                self._scope.cancel()
+
+
+@pytest.mark.parametrize("state", ["absent", "present", "damaged", "uncached"])
+def test_a_read_that_is_cancelled_at_any_await_leaves_nothing(fetcher: FakeFetcher, state: str) -> None:
+    """At every checkpoint of a read, one after the other: nobody waits, nothing is in use, and the next read is right."""
+    fetcher.uncached = state == "uncached"
+    if state in ("present", "damaged"):
+        for number in range(7):
+            fetcher.blobs[0].publish(number)
+
+    async def once(step: int) -> bool:
+        """Whether the read was cancelled at this step; there are no more when it was not."""
+        bench = Bench(fetcher)
+        if state == "damaged":
+            fetcher.blobs[0].damage(1)
+        async with bench.connected():
+            with trio.CancelScope() as scope:
+                instrument = CancelAt(step, scope)
+                trio.lowlevel.add_instrument(instrument)
+                try:
+                    assert await bench.read(WHOLE, BLOCK - 50, BLOCK + 100) == CONTENT[BLOCK - 50 : 2 * BLOCK + 50]
+                finally:
+                    trio.lowlevel.remove_instrument(instrument)
+            await bench.until(lambda: not any(blob.users for blob in bench.session.blobs))
+            bench.assert_idle()
+            assert await bench.read(WHOLE, BLOCK - 50, BLOCK + 100) == CONTENT[BLOCK - 50 : 2 * BLOCK + 50]
+            bench.assert_idle()
+        bench.session.close()
+        return scope.cancelled_caught
+
+    async def main() -> None:
+        with trio.fail_after(60):
+            step = 1
+            while await once(step):
+                step += 1
+            assert step > 1  # there was an await to cancel at
+
+    trio.run(main)
+
+
 def test_rotten_block_is_never_served(fetcher: FakeFetcher) -> None:
     """A block that does not match its checksum at its first use is fetched anew, for each way of reading."""
     for number in range(7):
