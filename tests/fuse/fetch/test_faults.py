@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -622,3 +623,35 @@ def test_tokens_and_redirects_that_end_in_the_middle_are_renewed_unseen(tmp_path
             assert port.mount.blobs[0].attempts == 0
         finally:
             rig.close()
+
+
+@pytest.mark.parametrize("fault", ["no name", "no route"])
+def test_a_network_that_is_gone_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Names that do not resolve and connections that are refused are a pause, which the mount reports, and no failure."""
+    down = threading.Event()
+    down.set()
+    getaddrinfo, create_connection = socket.getaddrinfo, socket.create_connection
+
+    def resolve(*arguments: Any, **options: Any) -> Any:
+        if down.is_set() and fault == "no name":
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return getaddrinfo(*arguments, **options)
+
+    def connect(*arguments: Any, **options: Any) -> Any:
+        if down.is_set():
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        return create_connection(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    port, seen = rig.mount()
+    rig.want(port, 4)
+    seen.wait(lambda: seen.stalls, "the report")
+    assert not seen.ready
+    assert rig.engine.progress(port.mount, 1).stalled_since is not None
+    down.clear()
+    seen.wait_ready(4)
+
+    assert seen.block(4) == expected(4)
+    seen.wait(lambda: seen.stalls[-1].fault is None, "the end of the report")
+    assert not seen.failed
