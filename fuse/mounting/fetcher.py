@@ -7,6 +7,7 @@ connection; without (a command), the next request reconnects.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
