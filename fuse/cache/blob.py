@@ -156,7 +156,12 @@ class CachedBlob:
         return blocks_of(offset, max(0, min(length, self.size - offset)))
 
     def drop_pages(self, offset: int, length: int) -> None:
-        """Tells the kernel that these pages of the cache file are not needed again (the mount has its own)."""
+        """Tells the kernel that these pages of the cache file are not needed again (the mount has its own).
+
+        Their blocks are checked anew at their next use: pages that the disk did not take are dropped as well, and what is read
+        back in their place may be zeros.
+        """
+        self.doubt(*self.blocks_of(offset, length))
         with suppress(OSError):
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
 

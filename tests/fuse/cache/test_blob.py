@@ -123,6 +123,18 @@ def test_a_disk_that_fails_is_found_out_by_who_can_wait(
     assert blob.read(0, 10) == CONTENT[:10]
 
 
+def test_what_is_read_back_from_the_disk_is_checked_again(writer: BlobWriter, blob: CachedBlob) -> None:
+    """A disk that said it had taken a block, and did not, is found out when the block's pages are gone."""
+    put(writer, 0, 1)
+    blob.note_arrived(0, 2)
+    os.pwrite(writer.fd, bytes(BLOCK_BYTES), BLOCK_BYTES)  # what a lost write leaves
+    assert blob.check(1)
+    blob.drop_pages(BLOCK_BYTES + 5, 10)
+
+    assert not blob.check(1)
+    assert blob.is_checked(0)
+
+
 def test_flags_show(writer: BlobWriter, blob: CachedBlob) -> None:
     """Complete, verified and rejected are seen by readers that were open before."""
     assert (blob.complete, blob.verified, blob.rejected) == (False, False, False)
