@@ -175,6 +175,19 @@ def test_a_file_that_vanishes_under_a_reader_is_no_signal(tmp_path: Path) -> Non
     os.close(fd)
 
 
+def test_the_file_of_an_earlier_versions_fetcher_is_followed(tmp_path: Path) -> None:
+    """That one shares the file itself: what it stores into its map of it is seen, as before."""
+    fd = made(tmp_path / "x", 3 * BLOCK_BYTES)
+    reader = IndexReader(fd)
+    with mmap.mmap(fd, index.index_bytes(3 * BLOCK_BYTES), access=mmap.ACCESS_WRITE) as theirs:
+        theirs[index.HEADER_BYTES + 8 : index.HEADER_BYTES + 16] = (index.entry_of(b"x")).to_bytes(8, "little")
+
+    assert reader.missing(0, 3)
+    assert (reader.has(0), reader.has(1)) == (False, True)
+    reader.close()
+    os.close(fd)
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_a_reader_cannot_change_the_index(tmp_path: Path, full: bool) -> None:
     """Neither through its descriptor, nor by a map of it."""
