@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from tests.support.cli import CommandLine
 from tests.support.leaks import Sandbox
-from tests.support.models import digest_tree
+from tests.support.models import digest_tree, name_host
+from tests.support.node import Node
 from tests.support.registry import FaultyRegistry
 from tests.support.waiting import until
 from weightless.demo.pack import PackedModel
 
 pytestmark = pytest.mark.kernel
 
+PASSWORD = "canary-7d1e-offline"
 WEIGHTS = "weights/model-00002-of-00003.safetensors"
 
 
@@ -39,6 +43,18 @@ def test_a_reader_waits_for_a_registry_that_is_gone_and_goes_on(
                 reader.kill()
         assert digest_tree(small_model)[WEIGHTS] in out.decode()
         until(lambda: cli.status()[0]["condition"]["state"] == "healthy", "the mount to be well again")
+
+
+@pytest.fixture
+def certs_of(sandbox: Sandbox) -> Callable[[str], str]:
+    """A `--certs-dir` that names a host."""
+
+    def make(host: str) -> str:
+        certs_dir = sandbox.directory("certs")
+        name_host(certs_dir, host)
+        return str(certs_dir)
+
+    return make
 
 
 @pytest.mark.parametrize("policy", ["allow", "refuse"])
@@ -77,3 +93,30 @@ def _login(sandbox: Sandbox, host: str) -> Path:
     directory = sandbox.directory("other-docker")
     (directory / "config.json").write_text(json.dumps({"auths": {host: {"username": "eve", "password": "x"}}}))
     return directory
+
+
+def test_a_pod_is_published_offline_with_the_credentials_that_were_let_in(
+    sandbox: Sandbox, packed: PackedModel, small_model: Path, certs_of: Callable[[str], str]
+) -> None:
+    """While the registry is gone the same secret opens the volume; another, and none, are refused as if nothing were cached."""
+    config = sandbox.root / "weightless.toml"
+    config.write_text('[registry]\noffline = "allow"\n')
+    good = {"username": "reader", "password": PASSWORD}
+    with FaultyRegistry(basic={"reader": PASSWORD}) as registry:
+        packed.serve(registry, "models/small", "1.0")
+        reference = {"reference": f"{registry.host}/models/small:1.0"}
+        with Node(sandbox, "--certs-dir", certs_of(registry.host), "--config", str(config)) as node:
+            node.publish("csi-1", node.target("one"), reference, secrets=good)
+            assert digest_tree(small_model) == digest_tree(node.target("one"))
+            registry.stop()
+            node.publish("csi-2", node.target("two"), reference, secrets=good)
+            assert digest_tree(small_model) == digest_tree(node.target("two"))
+            for number, secrets in enumerate(({**good, "password": "guessed"}, {})):
+                with pytest.raises(grpc.RpcError) as refused:
+                    node.publish(f"csi-bad-{number}", node.target(f"bad-{number}"), reference, secrets=secrets)
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+            for volume, pod in (("csi-1", "one"), ("csi-2", "two")):
+                node.unpublish(volume, node.target(pod))
+            assert node.leftovers() == []
+    for path in sandbox.cache.rglob("*"):
+        assert not path.is_file() or PASSWORD.encode() not in path.read_bytes()
