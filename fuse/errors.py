@@ -172,6 +172,7 @@ class CacheFailed(WeightlessError):
     """The cache's disk fails, is read-only, or has gone; reads go on without it."""
 
     kind = "cache_failed"
+    usual_fix = "look at the cache's disk and its file system (dmesg); it goes on by itself when it can be written"
     temporary = True
 
 

@@ -55,6 +55,7 @@ BY_KIND: Final[dict[str, Reason]] = {
     "invalid_artifact": Reason.ARTIFACT_UNREADABLE,
     "corrupt": Reason.CORRUPT_BLOB,
     "no_space": Reason.CACHE_FULL,
+    "cache_failed": Reason.CACHE_DISK_FAILING,
     # Mounting again met another operation on the same volume, and is tried once more.
     "conflict": Reason.RECOVERING,
     "in_progress": Reason.RECOVERING,
