@@ -190,7 +190,7 @@ def test_a_read_that_is_cancelled_at_any_await_leaves_nothing(fetcher: FakeFetch
                     assert await bench.read(WHOLE, BLOCK - 50, BLOCK + 100) == CONTENT[BLOCK - 50 : 2 * BLOCK + 50]
                 finally:
                     trio.lowlevel.remove_instrument(instrument)
-            await bench.until(lambda: not any(blob.users for blob in bench.session.blobs))
+            await bench.until(lambda: not any(blob._users for blob in bench.session.blobs))
             bench.assert_idle()
             assert await bench.read(WHOLE, BLOCK - 50, BLOCK + 100) == CONTENT[BLOCK - 50 : 2 * BLOCK + 50]
             bench.assert_idle()
