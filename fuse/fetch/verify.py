@@ -156,12 +156,16 @@ class Verifier(threading.Thread):
         length = min(count * BLOCK_BYTES, blob.size - offset)
         content = self._buffer[:length]
         losses = blob.losses
+        # Before the bytes are read: a block that is being written anew meanwhile must not be taken for a damaged one.
+        entries = [writer.index[block] for block in range(first, first + count)]
+        if 0 in entries:
+            return False
         if not _read(writer.fd, content, offset):
             self._engine.forget(blob, first, losses)
             return False
         for block in range(first, first + count):
             start = (block - first) * BLOCK_BYTES
-            if entry_of(content[start : start + BLOCK_BYTES]) != writer.index[block]:
+            if entry_of(content[start : start + BLOCK_BYTES]) != entries[block - first]:
                 self._engine.forget(blob, block, losses)
                 return False
         hasher.update(content)
