@@ -2,18 +2,29 @@
 
 A FUSE connection lives as long as somebody holds its device. The keeper is that somebody: it holds, under a name for each mount,
 an opaque list of descriptors, and knows nothing of what they are. It needs no upgrade, hence its rule: the standard library only.
+docs/KEEPER.md is for those who run it or write a client.
 
 One JSON object a packet over a Unix SOCK_SEQPACKET socket; each request has one answer, in order. Only the keeper's own user may
 speak, and root.
 
-    {"op": "hello"}                        -> {"ok": true, "pid": 4711, "version": 1}
+    {"op": "hello"}                        -> {"ok": true, "pid": 4711, "version": 2, "needs": 1}
     {"op": "keep", "name": N} + 1..8 fds   -> {"ok": true}             replaces what N held
     {"op": "take", "name": N}              -> {"ok": true} + the fds   which it goes on holding
     {"op": "drop", "name": N}              -> {"ok": true}             also when N is not held
     {"op": "list"}                         -> {"ok": true, "names": [N, …]}
+    {"op": "revive"} + 1..8 fds            -> {"ok": true}             since version 2, see below
     anything else                          -> {"ok": false, "error": "…"}
 
-It ends by itself once it holds nothing and nobody is connected. One thread; nothing blocks but the wait for the next message.
+Fields that are not known are ignored, in requests and answers. `version` grows with every operation that is added, `needs` is the
+oldest version whose client this keeper understands: it grows never, if that can be helped.
+
+`revive` is how a holder without a supervisor gets one. The first descriptor is a file with {"argv": […], "env": {…}}, the
+program of a successor, which finds the others as 3, 4, … When the connection that said so hangs up while something is held, the
+program is started: five times at once, then after pauses that grow to 5 s; ten seconds of connection start that over. It is for
+the successor to say `revive` again.
+
+It ends by itself once it holds nothing and nobody is connected, unless told to stay. One thread; nothing blocks but the wait for
+the next message.
 """
 
 from __future__ import annotations
@@ -29,13 +40,20 @@ import signal
 import socket
 import struct
 import sys
+import time
 
-VERSION = 1
+VERSION = 2
+NEEDS = 1
 MAX_FDS = 8
 MAX_NAMES = 4096
 MAX_NAME = 64
 _MAX_PACKET = 1024
 _FIRST_CLIENT_S = 30.0
+_MAX_PROGRAM = 1024 * 1024
+_AT_ONCE = 5
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 5.0
+_SERVICE_S = 10.0
 
 
 def bind(path: str) -> tuple[socket.socket, int] | None:
@@ -78,11 +96,70 @@ def _lock(path: str) -> int | None:
         os.close(fd)
 
 
-class Keeper:
-    """Answers clients until there is neither a client nor anything to hold."""
+class Revival:
+    """The program of a successor, and when it is started next. `due` is None while the last one is connected, or about to be."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, fds: list[int]) -> None:
+        """Takes over `fds`. Raises ValueError, and leaves them to the caller."""
+        try:
+            program = json.loads(os.pread(fds[0], _MAX_PROGRAM, 0))
+            argv, environment = program["argv"], program["env"]
+            if not argv or not all(isinstance(text, str) for text in (*argv, *environment, *environment.values())):
+                raise ValueError("argv and env hold text")
+        except (OSError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no program: {error}") from None
+        self._argv, self._environment, self._fds = argv, environment, fds
+        self._failures = 0
+        self._since = time.monotonic()
+        self.due: float | None = None
+
+    def replaces(self, former: Revival | None) -> None:
+        """The program that was started has connected: whether it serves long enough counts from now on."""
+        if former is not None:
+            self._failures = former._failures  # noqa: SLF001
+            _close(former._fds)  # noqa: SLF001
+
+    def lost(self) -> None:
+        """The program ended, or hung up."""
+        now = time.monotonic()
+        if self.due is None:
+            self._failures = 1 if now - self._since >= _SERVICE_S else self._failures + 1
+            late = self._failures - _AT_ONCE
+            self.due = now + (min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(late - 1, 16)) if late > 0 else 0.0)
+
+    def start(self) -> int | None:
+        """Its process id; None when it cannot be started, which is tried again."""
+        self.due, self._since = None, time.monotonic()
+        # Out of the way of the numbers that they are going to have.
+        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + MAX_FDS) for fd in self._fds[1:]]
+        actions: list[tuple[object, ...]] = []
+        actions += [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+        actions += [(os.POSIX_SPAWN_DUP2, copy, number) for number, copy in enumerate(copies, 3)]
+        try:
+            return os.posix_spawn(
+                self._argv[0],
+                self._argv,
+                self._environment,
+                file_actions=actions,
+                setsid=True,
+                setsigdef=[signal.SIGHUP, signal.SIGINT, signal.SIGTERM],
+            )
+        except OSError:
+            self.lost()
+            return None
+        finally:
+            _close(copies)
+
+
+class Keeper:
+    """Answers clients until there is neither a client nor anything to hold; with `stay` for ever."""
+
+    def __init__(self, listener: socket.socket, *, stay: bool = False) -> None:
         self._listener = listener
+        self._stay = stay
+        self._revival: Revival | None = None
+        self._reviver: socket.socket | None = None
+        """Who said `revive`, while connected."""
         self._listener.setblocking(False)
         self._held: dict[str, list[int]] = {}
         self._clients: set[socket.socket] = set()
@@ -90,19 +167,42 @@ class Keeper:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def run(self) -> None:
-        limit_s: float | None = _FIRST_CLIENT_S
+        limit_s: float | None = None if self._stay else _FIRST_CLIENT_S
         while True:
             events = self._selector.select(limit_s)
-            if not events and limit_s is not None:
+            needed = self._stay or self._held or self._clients
+            if not events and not needed:
                 return
             for key, _ in events:
                 if key.fileobj is self._listener:
                     self._accept()
                 elif isinstance(key.fileobj, socket.socket):
                     self._serve(key.fileobj)
-            limit_s = None
-            if not self._held and not self._clients:
+                else:
+                    self._reap(key.fd, key.data)
+            limit_s = self._revive()
+            if not (self._stay or self._held or self._clients):
                 limit_s = 0  # whoever is in the queue already is still let in
+
+    def _revive(self) -> float | None:
+        """Starts a successor that is due; how long to wait for the next."""
+        revival = self._revival
+        if revival is None or revival.due is None or not self._held:
+            return None
+        left_s = revival.due - time.monotonic()
+        if left_s > 0:
+            return left_s
+        pid = revival.start()
+        if pid is not None:
+            self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+        return 0.0 if revival.due is not None else None
+
+    def _reap(self, pidfd: int, pid: int) -> None:
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+        if self._revival is not None and self._reviver is None:
+            self._revival.lost()
 
     def _accept(self) -> None:
         try:
@@ -123,7 +223,7 @@ class Keeper:
             if not packet:
                 raise ConnectionResetError
             answer, given = self._answer(
-                packet, list(fds), truncated=bool(flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
+                client, packet, list(fds), truncated=bool(flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
             )
             socket.send_fds(client, [json.dumps(answer).encode()], given)
         except BlockingIOError:
@@ -136,8 +236,14 @@ class Keeper:
         self._selector.unregister(client)
         self._clients.discard(client)
         client.close()
+        if client is self._reviver:
+            self._reviver = None
+            if self._revival is not None:
+                self._revival.lost()
 
-    def _answer(self, packet: bytes, fds: list[int], *, truncated: bool) -> tuple[dict[str, object], list[int]]:
+    def _answer(
+        self, client: socket.socket, packet: bytes, fds: list[int], *, truncated: bool
+    ) -> tuple[dict[str, object], list[int]]:
         try:
             message = json.loads(packet)
             op, name = message["op"], message.get("name", "")
@@ -164,7 +270,16 @@ class Keeper:
         elif op == "list":
             return {"ok": True, "names": list(self._held)}, []
         elif op == "hello":
-            return {"ok": True, "pid": os.getpid(), "version": VERSION}, []
+            return {"ok": True, "pid": os.getpid(), "version": VERSION, "needs": NEEDS}, []
+        elif op == "revive" and fds:
+            try:
+                revival = Revival(fds)
+            except ValueError as error:
+                problem = str(error)
+            else:
+                revival.replaces(self._revival)
+                self._revival, self._reviver = revival, client
+                return {"ok": True}, []
         _close(fds)
         return {"ok": False, "error": problem}, []
 
@@ -174,9 +289,11 @@ def main() -> int:
     parser.add_argument("path", help="of the socket")
     parser.add_argument("--listen-fd", type=int, help="the socket, listening already")
     parser.add_argument("--lock-fd", type=int, help="the lock that goes with it")
+    parser.add_argument("--stay", action="store_true", help="do not end, whatever is held")
     arguments = parser.parse_args()
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
@@ -189,10 +306,12 @@ def main() -> int:
         listener, _ = bound
     else:
         listener = socket.socket(fileno=arguments.listen_fd)
-    Keeper(listener).run()
-    for path in (arguments.path, f"{arguments.path}.lock"):
-        with contextlib.suppress(OSError):
-            os.unlink(path)  # noqa: PTH108
+    try:
+        Keeper(listener, stay=arguments.stay).run()
+    finally:
+        for path in (arguments.path, f"{arguments.path}.lock"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108
     return 0
 
 

@@ -21,8 +21,11 @@ VERSION: Final = 1
 Prefetch = Literal["full", "none"]
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One artifact of a mount: where it comes from, the manifest's digest, the directory it appears in, what of it is shown."""
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One artifact of a mount: where it comes from, the manifest's digest, the directory it appears in, what of it is shown.
+
+    Defaults are left out, so that a field which a later version adds does not change the identity of what has no use for it.
+    """
 
     registry: str
     """Its host. The digest does not stand for it: until a blob is whole, its bytes are what this registry says."""
@@ -78,6 +81,8 @@ class Start(_Message, frozen=True, kw_only=True, tag="start"):
     uid: int | None = None
     gid: int | None = None
     """What to become before anything else is read; None keeps the user."""
+    resend: bool = True
+    """False plays a kernel before 6.9, for tests: what the last worker held is not asked for again."""
 
 
 class NewSession(_Message, frozen=True, kw_only=True, tag="new_session"):

@@ -19,7 +19,10 @@ from fuse.filesystem.table import View
 from fuse.registry.access import Access
 
 VERSION: Final = 1
+NEEDS: Final = 1
+"""The oldest peer, holder or fetcher, that this version can speak with (docs/ARCHITECTURE.md, Versions)."""
 SOCKET_NAME: Final = "fetcher.sock"
+LOCK_NAME: Final = "fetcher.lock"
 BLOCK_BYTES: Final = 1024 * 1024
 """The unit of presence, checksum and notification."""
 
@@ -36,6 +39,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="op"):
 class Hello(_Message, frozen=True, kw_only=True, tag="hello"):
     id: int
     version: int = VERSION
+    needs: int = NEEDS
 
 
 class Resolve(_Message, frozen=True, kw_only=True, tag="resolve"):
@@ -155,6 +159,7 @@ class Welcome(_Message, frozen=True, kw_only=True, tag="welcome"):
     id: int
     pid: int
     version: int = VERSION
+    needs: int = NEEDS
 
 
 class Done(_Message, frozen=True, kw_only=True, tag="done"):

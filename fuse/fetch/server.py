@@ -145,7 +145,7 @@ class Connection(threading.Thread):
 
     @staticmethod
     def _hello(message: protocol.Hello) -> protocol.Answer:
-        if message.version != protocol.VERSION:
+        if message.needs > protocol.VERSION or message.version < protocol.NEEDS:
             raise InvalidRequest(
                 f"the fetcher speaks version {protocol.VERSION} of its protocol, the caller version {message.version}",
                 fix="use one version of weightless for one cache directory",

@@ -25,6 +25,9 @@ SOURCE: Final = "weightless"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_NOATIME, _MS_BIND = 1, 2, 4, 8, 32, 1024, 4096
 _GUARDED: Final = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_FLAGS2: Final = 40 + 16
+_INIT_EXT, _HAS_RESEND = 1 << 30, 1 << 7
+"""FUSE_INIT_EXT, and FUSE_HAS_RESEND (1 << 39) as it stands in `flags2` of fuse_init_in (include/uapi/linux/fuse.h)."""
 _INIT_LIMIT_S: Final = 10.0
 _READ_BUFFER_BYTES: Final = 1024 * 1024 + 4096  # the kernel refuses buffers smaller than its largest request
 
@@ -155,6 +158,19 @@ def gone(device: int) -> bool:
     poller = select.poll()
     poller.register(device, 0)
     return any(events & select.POLLERR for _, events in poller.poll(0))
+
+
+def can_resend(init: bytes) -> bool:
+    """Whether the kernel that sent this FUSE_INIT gives a worker that takes over what the dead one held (Linux 6.9).
+
+    `WEIGHTLESS_TEST_WITHOUT_RESEND` is for tests, and plays an older kernel.
+    """
+    if os.environ.get("WEIGHTLESS_TEST_WITHOUT_RESEND"):
+        return False
+    if len(init) < _FLAGS2 + 4:
+        return False
+    flags, flags2 = struct.unpack_from("<II", init, _FLAGS2 - 4)
+    return bool(flags & _INIT_EXT and flags2 & _HAS_RESEND)
 
 
 def resend(device: int) -> None:

@@ -28,7 +28,6 @@ from fuse.registry.access import Access
 
 _END_GRACE_S: Final = 0.5
 _END_LIMIT_S: Final = 20.0
-_LONGEST_PAUSE_S: Final = 5.0
 
 _log = structlog.get_logger()
 _Result = TypeVar("_Result")
@@ -38,6 +37,8 @@ class FetcherClient:
     """Requests to the fetcher of a cache directory."""
 
     def __init__(self, settings: FetcherSettings, *, on_connected: Callable[[Connection], None] | None = None) -> None:
+        self.history = History()
+        self._not_before = 0.0
         self._settings = settings
         self._on_connected = on_connected
         self._connection: Connection | None = None
@@ -59,6 +60,11 @@ class FetcherClient:
         return connection.pid if connection is not None and not connection.gone else None
 
     @property
+    def current(self) -> Connection | None:
+        """The connection there is, dead or alive; never waits for one."""
+        return self._connection
+
+    @property
     def trouble(self) -> WeightlessError | None:
         """Why there is no fetcher, while trying to have one fails."""
         return self._trouble
@@ -69,12 +75,14 @@ class FetcherClient:
             if self._closing.is_set():
                 raise Unavailable("closed already", where=str(self._settings.cache_dir))
             if self._connection is None or self._connection.gone:
+                if self._closing.wait(max(0.0, self._not_before - time.monotonic())):
+                    raise Unavailable("closed already", where=str(self._settings.cache_dir))
                 try:
                     self._connection, started = connect_or_start(self._settings, on_gone=self._gone)
                     self._started = self._started or started
                 except WeightlessError as error:
                     self._trouble = error
-                    self.history.ended(time.monotonic(), time.time(), f"cannot be started: {error.what}")
+                    self._ended(f"cannot be started: {error.what}", "")
                     raise
                 self._trouble = None
                 self.history.started(time.monotonic())
@@ -159,26 +167,35 @@ class FetcherClient:
 
     def _gone(self, connection: Connection) -> None:
         if not self._closing.is_set():
-            _log.warning("fetcher_gone", pid=connection.pid)
-            self.history.ended(time.monotonic(), time.time(), "hung up")
+            fate, last_words = connection.fate()
+            self._ended(fate, last_words)
+            _log.warning(
+                "fetcher_gone",
+                pid=connection.pid,
+                reason=fate,
+                last_words=last_words,
+                restarts=self.history.told.count,
+                next_start_in_s=max(0.0, self._not_before - time.monotonic()),
+            )
             self._lost.set()
+
+    def _ended(self, reason: str, last_words: str) -> None:
+        now = time.monotonic()
+        self._not_before = now + self.history.ended(now, time.time(), reason, last_words)
 
     def _stay_connected(self) -> None:
         told: Connection | None = None
-        pause_s = 0.0
         while True:
             self._lost.wait()
-            if self._closing.wait(pause_s):
+            if self._closing.is_set():
                 return
             self._lost.clear()
             try:
                 connection = self.connection()
             except Exception as error:  # noqa: BLE001  (a thread that must not end while the mounts live)
-                pause_s = min(_LONGEST_PAUSE_S, max(0.1, pause_s * 2))
-                _log.warning("fetcher_not_started", error=error, next_try_in_s=pause_s)
+                _log.warning("fetcher_not_started", error=error, tries=self.history.told.count)
                 self._lost.set()
                 continue
-            pause_s = 0.0
             if connection is not told and self._on_connected is not None:
                 told = connection
                 self._on_connected(connection)

@@ -19,12 +19,16 @@ from fuse import wire
 from fuse.errors import Cancelled, InvalidConfig, InvalidRequest, NotFound, Unavailable, from_fault
 from fuse.fetch import protocol
 from fuse.filesystem.table import MAX_TABLE_BYTES, View
+from fuse.mounting import eviction, process
 from fuse.registry.access import Access
 
+_FATE_LIMIT_S: Final = 0.5
 _CANCEL_STEP_S: Final = 0.05
 _CANCEL_LIMIT_S: Final = 2.0
 _ANSWER_LIMIT_S: Final = 30.0
 """For requests that need no network."""
+_GREETING_LIMIT_S: Final = 15.0
+"""A fetcher that listens and does not greet within this time is wedged, or its cache's disk is."""
 _FAREWELL_LIMIT_S: Final = 3.0
 """For what is taken back: it is done as soon as the fetcher reads it, and who unmounts does not wait for one that hangs."""
 _SILENCE_S: Final = 2.0
@@ -77,11 +81,24 @@ class Connection:
         self._asking = threading.Lock()
         self._gone = False
         self._greeted = False
-        self._channel: wire.Channel[protocol.Answer] = wire.Channel(_connected(path), protocol.Answer)
+        self._pinged: int | None = None
+        self._child: process.Child | None = None
+        self._last_words: Callable[[], str] = str
+        sock = _connected(path)
+        self._channel: wire.Channel[protocol.Answer] = wire.Channel(sock, protocol.Answer)
+        try:
+            self._pidfd, self._listener = eviction.peer_pidfd(sock), wire.peer_credentials(sock)[0]
+        except OSError:
+            self._channel.close()
+            raise
         self._reader = threading.Thread(target=self._read, name="fetcher", daemon=True)
         self._reader.start()
         try:
             self.pid = self._greet()
+        except Unavailable as error:
+            self.evict(error.what)  # unless it is gone already
+            self.close()
+            raise
         except BaseException:
             self.close()
             raise
@@ -89,6 +106,46 @@ class Connection:
     @property
     def gone(self) -> bool:
         return self._gone
+
+    @property
+    def silent(self) -> bool:
+        """Whether a `ping` is unanswered."""
+        with self._lock:
+            return self._pinged is not None
+
+    def ping(self) -> None:
+        """Asks for a sign of life; nothing while one is asked for. Of no use to a fetcher that is gone."""
+        number = next(self._ids)
+        with self._lock:
+            if self._gone or self._pinged is not None:
+                return
+            self._pinged = number
+        try:
+            self._channel.send(protocol.Hello(id=number))
+        except OSError:
+            return  # the reader's thread says so to all
+
+    def evict(self, reason: str) -> None:
+        """Kills the fetcher, if it is ours. Nothing if it is gone."""
+        with self._lock:
+            if self._gone:
+                return
+            pidfd = os.dup(self._pidfd)
+        try:
+            eviction.evict(pidfd, self._listener, self.path.with_name(protocol.LOCK_NAME), reason)
+        finally:
+            os.close(pidfd)
+
+    def belongs_to(self, child: process.Child, last_words: Callable[[], str]) -> None:
+        """The fetcher at the other end is this child of ours, and says its last words there."""
+        self._child, self._last_words = child, last_words
+        child.reap_later()
+
+    def fate(self) -> tuple[str, str]:
+        """How the fetcher ended, once it has, and its last words, as far as that can be known."""
+        if self._child is None or not self._child.wait(_FATE_LIMIT_S):
+            return "hung up", self._last_words()
+        return self._child.fate, self._last_words()
 
     def attach(self, mount: str, registry: str, session: int, table: int) -> None:
         self.ask(lambda number: protocol.Attach(id=number, mount=mount, registry=registry), (session, table))
@@ -177,8 +234,9 @@ class Connection:
             self._reader.join()
 
     def _greet(self) -> int:
-        welcome = _only(self.ask(lambda number: protocol.Hello(id=number)), protocol.Welcome)
-        if welcome.version != protocol.VERSION:
+        greeting = self.ask(lambda number: protocol.Hello(id=number), limit_s=_GREETING_LIMIT_S)
+        welcome = _only(greeting, protocol.Welcome)
+        if welcome.needs > protocol.VERSION or welcome.version < protocol.NEEDS:
             raise InvalidRequest(
                 f"the fetcher that runs speaks version {welcome.version}, not {protocol.VERSION}",
                 where=str(self.path),
@@ -261,11 +319,14 @@ class Connection:
             for pending in waiting:
                 pending.complete.set()
             self._channel.close()
+            os.close(self._pidfd)
             if greeted:
                 self._on_gone(self)
 
     def _deliver(self, answer: protocol.Answer, fds: list[int]) -> None:
         with self._lock:
+            if answer.id == self._pinged:
+                self._pinged = None
             pending = self._pending.get(answer.id)
             if pending is not None:
                 pending.answers.append(answer)

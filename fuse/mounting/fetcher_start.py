@@ -73,9 +73,10 @@ class FetcherSettings:
 class _Starting:
     """A fetcher that this process has started, and that may not answer yet."""
 
-    def __init__(self, child: process.Child, log: Path | None, report: int) -> None:
+    def __init__(self, child: process.Child, log: Path | None, last_words: Callable[[], str], report: int) -> None:
         """`report` is the reading end of the pipe on which it says why it cannot start; it becomes this object's."""
         self.child = child
+        self.last_words = last_words
         self._log = log
         self._report = report
 
@@ -88,12 +89,8 @@ class _Starting:
 
     def _last_line(self) -> str:
         """Of its log: where a traceback has its message."""
-        if self._log is None:
-            return ""
-        with contextlib.suppress(OSError):
-            lines = self._log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").split("\n")
-            return next((f": {line.strip()[:_MAX_SAID]}" for line in reversed(lines) if line.strip()), "")
-        return ""
+        lines = self.last_words().split("\n")
+        return next((f": {line.strip()[:_MAX_SAID]}" for line in reversed(lines) if line.strip()), "")
 
     def give_up(self) -> None:
         """Ends it if it still runs, and removes its log: what it said is in the error."""
@@ -122,7 +119,7 @@ def connect_or_start(settings: FetcherSettings, *, on_gone: Callable[[Connection
             with contextlib.suppress(FileNotFoundError, ConnectionError, Unavailable):
                 connection = Connection(path, on_gone=on_gone)
                 if started is not None:
-                    started.child.reap_later()
+                    connection.belongs_to(started.child, started.last_words)
                 return connection, started is not None
             if started is None:
                 started = _start(settings, path)
@@ -147,7 +144,7 @@ def connect_or_start(settings: FetcherSettings, *, on_gone: Callable[[Connection
 def _start(settings: FetcherSettings, path: Path) -> _Starting | None:
     """Starts a fetcher with the lock of the cache directory; None when somebody else has it."""
     try:
-        lock = os.open(path.with_name("fetcher.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = os.open(path.with_name(protocol.LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise unusable(error, "the cache directory", settings.cache_dir, choice=_CHOICE) from None
     with contextlib.ExitStack() as stack:
@@ -160,10 +157,8 @@ def _start(settings: FetcherSettings, path: Path) -> _Starting | None:
             raise Unavailable(f"cannot lock: {error.strerror}", where=str(settings.cache_dir)) from None
         path.unlink(missing_ok=True)  # nobody holds the lock: it is left over
         log = None if settings.log_to_stderr else log_path(settings)
-        stderr = 2
-        if log is not None:
-            stderr = _open_log(log)
-            stack.callback(os.close, stderr)
+        stderr, last_words = _passed_on() if log is None else _logged(log)
+        stack.callback(os.close, stderr)
         report, reporting = os.pipe()
         stack.callback(os.close, reporting)
         argv = [sys.executable, *PROGRAM, "--cache-dir", os.fspath(settings.cache_dir.absolute())]
@@ -173,12 +168,24 @@ def _start(settings: FetcherSettings, path: Path) -> _Starting | None:
         except BaseException:
             os.close(report)
             raise
-        return _Starting(child, log, report)
+        return _Starting(child, log, last_words, report)
 
 
-def _open_log(path: Path) -> int:
+def _passed_on() -> tuple[int, Callable[[], str]]:
+    """A standard error that is ours too; and what gives the last that was written there."""
+    tee = process.Tee()
+    return tee.writing, tee.last_words
+
+
+def _logged(path: Path) -> tuple[int, Callable[[], str]]:
+    def last_words() -> str:
+        with contextlib.suppress(OSError):
+            return path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        return ""
+
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return fd, last_words
     except OSError as error:
         raise unusable(error, "the run directory", path.parent, choice=f"set {rundir.VARIABLE}") from None
 

@@ -21,6 +21,7 @@ from fuse.mounting import process
 
 _LIMIT_S: Final = 5.0
 _AGAIN_S: Final = 0.02
+_REVIVES_SINCE: Final = 2
 _MAX_ANSWER: Final = keeper.MAX_NAMES * (keeper.MAX_NAME + 4) + 4096
 
 
@@ -33,7 +34,15 @@ class KeeperClient:
         self._child = child
         self._lock = threading.Lock()
         self._sock.settimeout(_LIMIT_S)
-        self.pid = int(str(self._ask({"op": "hello"})[0]["pid"]))
+        greeting = self._ask({"op": "hello", "version": keeper.VERSION})[0]
+        self.pid = int(str(greeting["pid"]))
+        self.version = int(str(greeting.get("version", 1)))
+        needs = int(str(greeting.get("needs", 1)))
+        if needs > keeper.VERSION:
+            raise Unavailable(
+                f"the keeper there is of version {self.version} and wants clients of {needs}, this is {keeper.VERSION}",
+                where=str(path),
+            )
 
     @classmethod
     def open(cls, path: Path) -> KeeperClient:
@@ -51,6 +60,14 @@ class KeeperClient:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"the keeper cannot be started: {error}", where=str(path)) from None
             time.sleep(_AGAIN_S)
+
+    @classmethod
+    def connect(cls, path: Path) -> KeeperClient:
+        """Connects to a keeper that somebody else runs. Raises Unavailable."""
+        try:
+            return cls._connect(path, None)
+        except OSError as error:
+            raise Unavailable(f"the keeper does not answer: {error.strerror or error}", where=str(path)) from None
 
     @classmethod
     def find(cls, path: Path) -> KeeperClient | None:
@@ -86,6 +103,13 @@ class KeeperClient:
     def drop(self, name: str) -> None:
         self._ask({"op": "drop", "name": name})
 
+    def revive(self, fds: Sequence[int]) -> bool:
+        """Has the keeper start a successor of this process when it dies (`fuse/keeper.py`); False if it is too old for that."""
+        if self.version < _REVIVES_SINCE:
+            return False
+        self._ask({"op": "revive"}, fds)
+        return True
+
     def names(self) -> list[str]:
         names = self._ask({"op": "list"})[0]["names"]
         return [str(name) for name in names] if isinstance(names, list) else []
@@ -98,7 +122,7 @@ class KeeperClient:
         elif wait:
             process.wait_for_pid(self.pid, _LIMIT_S)
 
-    def _ask(self, message: dict[str, str], fds: Sequence[int] = ()) -> tuple[dict[str, object], list[int]]:
+    def _ask(self, message: dict[str, object], fds: Sequence[int] = ()) -> tuple[dict[str, object], list[int]]:
         with self._lock:
             try:
                 socket.send_fds(self._sock, [json.dumps(message).encode()], list(fds))

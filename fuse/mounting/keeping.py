@@ -1,7 +1,7 @@
-"""A holder's use of its keeper: what is kept, and a new keeper filled when the old one dies.
+"""A holder's use of its keeper: what is kept, and a keeper that was lost found or started again, and filled.
 
-Without a keeper (`enabled` false) everything here does nothing. A keeper that cannot be had is never a reason to refuse or to
-end a mount.
+The keeper is the holder's own, which it starts, or one that runs by itself (`external`), which it only looks for. Without one
+(`KeeperChoice` "none") everything here does nothing. A keeper that cannot be had is never a reason to refuse or to end a mount.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import structlog
 
@@ -21,7 +21,11 @@ from fuse.mounting.mount import Mount
 from fuse.mounting.restarts import History
 from fuse.mounting.watch import HUNG_UP, Watch
 
-_PAUSE_S: Final = 1.0
+KeeperChoice = Literal["own", "external", "none"]
+EXTERNAL_LIMIT_S: Final = 30.0
+"""How long a start waits for a keeper that runs by itself, where mounts are left that it may hold."""
+_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 5.0
 _RENEWAL_LIMIT_S: Final = 5.0
 
 _log = structlog.get_logger()
@@ -30,12 +34,28 @@ _log = structlog.get_logger()
 class Keeping:
     """The connection to the keeper, renewed as needed. `mounts` tells what a new keeper has to be given."""
 
-    def __init__(self, path: Path, watcher: Watch, *, enabled: bool, mounts: Callable[[], list[Mount]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        watcher: Watch,
+        *,
+        choice: KeeperChoice,
+        mounts: Callable[[], list[Mount]],
+        found: Callable[[str, list[int]], None],
+        successor: Callable[[], Sequence[int]] | None = None,
+    ) -> None:
+        """`found` is called for what a keeper holds that comes back later than `open`: its descriptors are the caller's then.
+
+        `successor` makes the descriptors of `KeeperClient.revive`, which are closed here.
+        """
         self._path = path
         self._watch = watcher
-        self._enabled = enabled
+        self._choice = choice
         self._mounts = mounts
+        self._found = found
+        self._successor = successor
         self._client: KeeperClient | None = None
+        self._undropped: set[str] = set()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._renewal: threading.Thread | None = None
@@ -48,14 +68,22 @@ class Keeping:
         client = self._client
         return client.pid if client is not None else None
 
-    def open(self) -> Iterator[tuple[str, list[int]]]:
-        """Connects, and yields what the keeper holds: names and descriptors, which the caller owns."""
-        if not self._enabled:
+    def open(self, *, patient: bool) -> Iterator[tuple[str, list[int]]]:
+        """Connects, and yields what the keeper holds: names and descriptors, which the caller owns.
+
+        Raises Unavailable when a keeper of our own cannot be started. One that runs by itself is waited for if `patient`, and
+        looked for later if it is not there.
+        """
+        if self._choice == "none":
             return
-        client = self._client = KeeperClient.open(self._path)
+        client = self._first(patient=patient)
+        if client is None:
+            self._look_again()
+            return
+        self._client = client
         for name in client.names():
             yield name, client.take(name)
-        self._watch.add(client.fileno(), HUNG_UP, self._hung_up)
+        self._arm(client)
 
     def keep(self, mount: Mount) -> None:
         """Gives the mount as it is now to the keeper. Its lock is held by the caller."""
@@ -73,10 +101,12 @@ class Keeping:
     def drop(self, mount_id: str) -> None:
         client = self._client
         if client is None:
+            self._undropped.add(mount_id)
             return
         try:
             client.drop(mount_id)
         except Unavailable as error:
+            self._undropped.add(mount_id)
             _log.warning("mount_not_dropped", mount=mount_id, error=error)
 
     def wait_renewed(self) -> bool:
@@ -87,7 +117,7 @@ class Keeping:
         return self._client is not None
 
     def close(self, *, wait: bool) -> None:
-        """Ends the connection; with `wait` returns when the keeper, which then holds nothing, has ended."""
+        """Ends the connection; with `wait` returns when a keeper of our own, which then holds nothing, has ended."""
         self._closing.set()
         if self._renewal is not None:
             self._renewal.join()
@@ -95,7 +125,39 @@ class Keeping:
             client, self._client = self._client, None
         if client is not None:
             self._watch.remove(client.fileno())
-            client.close(wait=wait)
+            client.close(wait=wait and self._choice == "own")
+
+    def _first(self, *, patient: bool) -> KeeperClient | None:
+        if self._choice == "own":
+            return KeeperClient.open(self._path)
+        deadline = time.monotonic() + (EXTERNAL_LIMIT_S if patient else 0.0)
+        told = False
+        while True:
+            try:
+                return KeeperClient.connect(self._path)
+            except Unavailable as error:
+                if time.monotonic() >= deadline:
+                    _log.error("keeper_not_there", path=str(self._path), error=error)
+                    return None
+                if not told:
+                    _log.warning("keeper_awaited", path=str(self._path), limit_s=EXTERNAL_LIMIT_S)
+                    told = True
+            if self._closing.wait(_PAUSE_S):
+                return None
+
+    def _arm(self, client: KeeperClient) -> None:
+        self.history.started(time.monotonic())
+        self.away_since = 0.0
+        if self._successor is not None:
+            fds = self._successor()
+            try:
+                client.revive(fds)
+            except Unavailable as error:
+                _log.warning("successor_not_kept", error=error)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        self._watch.add(client.fileno(), HUNG_UP, self._hung_up)
 
     def _hung_up(self) -> None:
         """On the watch thread."""
@@ -106,26 +168,46 @@ class Keeping:
         self._watch.remove(client.fileno())
         client.close()
         if not self._closing.is_set():
-            _log.warning("keeper_gone", pid=client.pid)
-            self.away_since = time.time()
-            self.history.ended(time.monotonic(), self.away_since, "hung up")
-            self._renewal = threading.Thread(target=self._renew, name="keeper-again", daemon=True)
-            self._renewal.start()
+            pause_s = self.history.ended(time.monotonic(), time.time(), "hung up")
+            _log.warning("keeper_gone", pid=client.pid, restarts=self.history.told.count, next_try_in_s=pause_s)
+            self._look_again(pause_s)
 
-    def _renew(self) -> None:
-        while True:
+    def _look_again(self, pause_s: float = 0.0) -> None:
+        self.away_since = time.time()
+        self._renewal = threading.Thread(target=self._renew, args=(pause_s,), name="keeper-again", daemon=True)
+        self._renewal.start()
+
+    def _renew(self, pause_s: float) -> None:
+        while not self._closing.wait(pause_s):
             try:
-                client = KeeperClient.open(self._path)
+                opened = KeeperClient.open if self._choice == "own" else KeeperClient.connect
+                client = opened(self._path)
+                held = client.names()
                 break
             except Unavailable as error:
-                _log.warning("keeper_not_started", error=error)
-            if self._closing.wait(_PAUSE_S):
-                return
+                pause_s = min(_LONGEST_PAUSE_S, max(_PAUSE_S, pause_s * 2))
+                _log.warning("keeper_not_there", error=error, next_try_in_s=pause_s)
+        else:
+            return
         with self._lock:
             self._client = client
-            self.away_since = 0.0
-        self._watch.add(client.fileno(), HUNG_UP, self._hung_up)
-        for mount in self._mounts():
+        self._fill(client, held)
+        self._arm(client)
+
+    def _fill(self, client: KeeperClient, held: list[str]) -> None:
+        """Makes the keeper hold what lives and nothing else; what it holds of a predecessor's is handed to `found`."""
+        ours = self._mounts()
+        known = {mount.id for mount in ours}
+        try:
+            for name in held:
+                if name in self._undropped and name not in known:
+                    client.drop(name)
+                elif name not in known:
+                    self._found(name, client.take(name))
+        except Unavailable as error:
+            _log.warning("keeper_not_searched", error=error)
+        self._undropped.clear()
+        for mount in ours:
             with mount.lock:
                 if mount.live:
                     self.keep(mount)

@@ -26,7 +26,7 @@ from fuse.filesystem.table import View
 from fuse.mounting import device, fusermount, rundir
 from fuse.mounting.chronicle import Chronicle
 from fuse.mounting.keeping import Keeping
-from fuse.mounting.mount import Mount, Use, from_kept
+from fuse.mounting.mount import Mount, Newer, Use, from_kept
 from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.reporting import Surroundings, describe, health
 from fuse.mounting.status import Health, HolderTotals, MountStatus
@@ -54,6 +54,8 @@ class MountManager:
         self._lock = threading.Lock()
         self._closed = False
         self._lost: list[LostMount] = []
+        self._left: set[str] = set()
+        """Names that the keeper holds for a later version of the program."""
         self._run_lock = -1
         self._lock_path = settings.run_dir / f"{settings.name}.lock"
         self._watch: Watch
@@ -64,8 +66,10 @@ class MountManager:
 
     # ---- life of the holder ----
 
-    def start(self) -> None:
-        """Takes back what a predecessor of the same name left to the keeper; those mounts are served again soon after.
+    def start(self, *, patient: bool = False) -> None:
+        """Takes back what a predecessor of the same name left to the keeper; `wait_served` waits until those are served again.
+
+        `patient`: mounts are there that were not unmounted, so a keeper that runs by itself is worth waiting for.
 
         Raises Conflict when another holder of this name runs, and a WeightlessError when the keeper cannot be had.
         """
@@ -76,11 +80,22 @@ class MountManager:
             undo.callback(rundir.unlock, self._lock_path, self._run_lock)
             self._watch = Watch()
             undo.callback(self._watch.close)
-            path = settings.run_dir / f"{settings.name}.keeper"
-            self._keeping = Keeping(path, self._watch, enabled=settings.use_keeper, mounts=self._snapshot)
+            self._keeping = Keeping(
+                settings.keeper or settings.run_dir / f"{settings.name}.keeper",
+                self._watch,
+                choice="none" if not settings.use_keeper else "external" if settings.keeper else "own",
+                mounts=self._snapshot,
+                found=self._found_late,
+                successor=settings.successor,
+            )
             undo.callback(self._keeping.close, wait=False)
             self._supervisor = Supervisor(
-                settings, self._watch, self._keeping, mounts=self._snapshot, gone=self._kernel_ended
+                settings,
+                self._watch,
+                self._keeping,
+                mounts=self._snapshot,
+                gone=self._kernel_ended,
+                abort=self._aborted,
             )
             undo.callback(self._supervisor.close)
             self._around = Surroundings(
@@ -89,15 +104,19 @@ class MountManager:
             self._chronicle = Chronicle(
                 mounts=self._snapshot, health=lambda mount: health(mount, self._around), refresh=self.statuses
             )
-            for name, fds in self._keeping.open():
+            for name, fds in self._keeping.open(patient=patient):
                 self._take_back(name, fds)
             undo.pop_all()
         for mount in self._snapshot():
             self._supervisor.repair_soon(mount)
         self._chronicle.start()
 
+    def wait_served(self, limit_s: float) -> bool:
+        """Whether all mounts have a worker that serves, after waiting for those that are being started."""
+        return self._supervisor.wait_repaired(limit_s)
+
     def lost(self) -> list[LostMount]:
-        """What `start` could not take back."""
+        """What could not be taken back."""
         return list(self._lost)
 
     def close(self, *, keep: bool) -> None:
@@ -113,6 +132,11 @@ class MountManager:
             _log.error("mounts_not_kept", reason="there is no keeper: they end with this process")
         self._chronicle.close()
         self._supervisor.stop_repairs()
+        if keep:
+            # All of them first: each may take a while to answer what it is answering.
+            for mount in self._snapshot():
+                if (worker := mount.worker) is not None:
+                    worker.stop()
         for mount in self._snapshot():
             with mount.lock:
                 if mount.live:
@@ -130,7 +154,7 @@ class MountManager:
         self, reference: str, access: Access, view: View, *, cancel: threading.Event | None = None
     ) -> ResolvedArtifact:
         """Proves that `access` may pull `reference` and learns its tree. Takes as long as the registry does."""
-        resolved, content = self._supervisor.fetcher.resolve(reference, access, view, cancel)
+        resolved, content = self._supervisor.resolve(reference, access, view, cancel)
         if resolved.proven_at is not None:
             _log.warning("resolved_offline", reference=resolved.reference, proven_at=resolved.proven_at)
         return ResolvedArtifact(
@@ -212,11 +236,16 @@ class MountManager:
     def unmount(self, mount_id: str, *, lazy: bool = False, unused_only: bool = False) -> bool:
         """Unmounts, whoever has a grant, and ends the worker. A mount that is not there is no error.
 
+        One that is kept for a later version of the program is kept no longer; it is for the caller to unmount that.
+
         With `unused_only` nothing happens while anybody has a grant; the result says whether the mount is gone. Raises Conflict
         when it is busy (never if `lazy`), or mounted over; then nothing has changed.
         """
         mount = self._mounts.get(mount_id)
         if mount is None:
+            if mount_id in self._left:
+                self._left.discard(mount_id)
+                self._keeping.drop(mount_id)
             return True
         if not unused_only:
             mount.ending = True
@@ -298,6 +327,7 @@ class MountManager:
             _tune(mount)
             checkpoint("live")
             mount.live = True
+            supervisor.vitals.watch(mount)
             undo.pop_all()
         if mount.worker is None or not mount.worker.alive:
             self._supervisor.repair_soon(mount)  # it died before the mount was live, when nobody looked
@@ -364,6 +394,7 @@ class MountManager:
         self._supervisor.detach(mount)
         if not keep:
             self._keeping.drop(mount.id)
+        self._supervisor.vitals.forget(mount)
         mount.close()
         self._forget(mount)
         self._around.ledger.forget(mount.id)
@@ -385,17 +416,38 @@ class MountManager:
         if self.on_gone is not None:
             self.on_gone(status)
 
+    def _aborted(self, mount: Mount) -> None:
+        """What waits on it shall fail: the connection is ended, and its mount goes from the tree."""
+        _log.error(
+            "mount_aborted",
+            mount=mount.id,
+            mountpoint=str(mount.mountpoint),
+            reason="its worker died with requests that no other can have (kernel older than 6.9)",
+        )
+        with mount.lock:
+            if mount.live:
+                self._supervisor.connections.abort(mount.minor)
+                self._unmount_anyhow(mount)
+        self._kernel_ended(mount)
+
+    def _found_late(self, name: str, fds: list[int]) -> None:
+        """A keeper came back with what a predecessor had left to it."""
+        self._take_back(name, fds)
+        mount = self._mounts.get(name)
+        if mount is not None:
+            self._supervisor.repair_soon(mount)
+
     def _take_back(self, name: str, fds: list[int]) -> None:
-        """In `start`, before anybody else can know the mount."""
+        """Before anybody else can know the mount."""
         try:
-            device_fd, state_fd, table_fd = fds
-            mount = from_kept(device_fd, state_fd, table_fd)
+            mount = from_kept(fds)
         except ValueError as error:
             wire.close_all(fds)
-            self._lose(LostMount(mount_id=name, mountpoint="", reference="", grants=(), reason=str(error)[:300]))
+            newer = isinstance(error, Newer)
+            lost = LostMount(mount_id=name, mountpoint="", reference="", grants=(), reason=str(error)[:300], kept=newer)
+            self._lose(lost)
             return
-        os.close(state_fd)
-        if device.gone(device_fd):
+        if device.gone(mount.device_fd):
             mount.close()
             self._lose(
                 LostMount(
@@ -408,12 +460,20 @@ class MountManager:
             )
             return
         mount.live = True
-        self._mounts[mount.id] = mount
+        with self._lock:
+            ours = self._mounts.setdefault(mount.id, mount) is mount
+        if not ours:
+            mount.close()  # it was made anew meanwhile; the keeper is given the new one
+            return
+        self._supervisor.vitals.watch(mount)
 
     def _lose(self, lost: LostMount) -> None:
-        _log.warning("mount_lost", mount=lost.mount_id, mountpoint=lost.mountpoint, reason=lost.reason)
+        _log.warning("mount_lost", mount=lost.mount_id, mountpoint=lost.mountpoint, reason=lost.reason, kept=lost.kept)
         self._lost.append(lost)
-        self._keeping.drop(lost.mount_id)
+        if lost.kept:
+            self._left.add(lost.mount_id)
+        else:
+            self._keeping.drop(lost.mount_id)
 
     def _describe(self, mounts: list[Mount]) -> list[MountStatus]:
         return describe(mounts, self._around)

@@ -18,6 +18,7 @@ import msgspec
 from fuse import wire
 from fuse.errors import WeightlessError
 from fuse.fetch.protocol import MountProgress
+from fuse.mounting import device
 from fuse.mounting.fetcher_connection import Connection
 from fuse.mounting.restarts import History
 from fuse.mounting.status import Health
@@ -25,7 +26,10 @@ from fuse.mounting.worker import Worker
 from fuse.registry.access import Access
 from fuse.spec import MountSpec, Prefetch
 
-_VERSION: Final = 1
+VERSION: Final = 1
+NEEDS: Final = 1
+"""The oldest version of this module that understands what this one keeps (docs/ARCHITECTURE.md, Versions)."""
+_FDS: Final = 3
 _MAX_STATE_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -48,7 +52,17 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     bytes_total: int
     by_fusermount: bool
     uses: dict[str, Use]
-    version: int = _VERSION
+    version: int = VERSION
+    needs: int = NEEDS
+
+
+class _Versioned(msgspec.Struct):
+    version: int = VERSION
+    needs: int = 1
+
+
+class Newer(ValueError):
+    """Kept by a later version of the program, which alone understands it."""
 
 
 _KEPT = msgspec.json.Decoder(Kept)
@@ -83,12 +97,24 @@ class Mount:
     trouble: WeightlessError | None = None
     """Why it has no worker or fetcher just now."""
     trouble_since: float = 0.0
+    stranded: int | None = None
+    """Requests that a dead worker held and no other can have (kernels before 6.9), while nothing else waits."""
     progress: MountProgress | None = None
     health: Health = field(default_factory=Health)
     """As it was judged last: how long a condition lasts is known by it."""
 
     def __post_init__(self) -> None:
         self.id = self.spec.identity
+
+    @property
+    def minor(self) -> int:
+        """The name of its connection for the kernel."""
+        return int(self.device.partition(":")[2] or -1)
+
+    @property
+    def resends(self) -> bool:
+        """Whether a worker that takes over is given what the dead one held."""
+        return device.can_resend(self.init)
 
     @property
     def prefetch(self) -> Prefetch:
@@ -121,11 +147,18 @@ class Mount:
         self.device_fd = self.table_fd = -1
 
 
-def from_kept(device_fd: int, state_fd: int, table_fd: int) -> Mount:
-    """The mount that the keeper held; takes over `device_fd` and `table_fd` on success. Raises ValueError."""
-    kept = _KEPT.decode(wire.read_whole(state_fd, _MAX_STATE_BYTES))
-    if kept.version != _VERSION:
-        raise ValueError(f"kept by another version of the program ({kept.version}, not {_VERSION})")
+def from_kept(fds: list[int]) -> Mount:
+    """The mount that the keeper held: device, state, table, and what a later version may add. Takes over what it needs of `fds`
+    on success, and closes the rest. Raises ValueError, and `Newer` when a later version may understand it."""
+    if len(fds) < _FDS:
+        raise ValueError(f"kept with {len(fds)} descriptors, not {_FDS}")
+    device_fd, state_fd, table_fd, *more = fds
+    content = wire.read_whole(state_fd, _MAX_STATE_BYTES)
+    written = msgspec.json.decode(content, type=_Versioned)
+    if written.needs > VERSION:
+        raise Newer(f"kept by version {written.version}; this is {VERSION}, and it needs {written.needs}")
+    kept = _KEPT.decode(content)
+    wire.close_all([state_fd, *more])
     return Mount(
         spec=kept.spec,
         mountpoint=Path(kept.mountpoint),

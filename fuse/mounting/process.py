@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+_END_BYTES: Final = 4000
 _PASSED: Final = (
     "PATH",
     "HOME",
@@ -74,6 +75,28 @@ class Child:
         if code is None:
             return "still runs"
         return f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+
+
+class Tee:
+    """A pipe for a child's standard error: what comes is passed on to ours, and its end is remembered.
+
+    A child that outlives this process finds the pipe broken, which our logs take no notice of.
+    """
+
+    def __init__(self) -> None:
+        self._reading, self.writing = os.pipe2(os.O_CLOEXEC)
+        self._end = b""
+        threading.Thread(target=self._pass_on, name="stderr", daemon=True).start()
+
+    def last_words(self) -> str:
+        return self._end.decode(errors="replace").strip()
+
+    def _pass_on(self) -> None:
+        with open(self._reading, "rb", buffering=0) as reading:
+            while said := reading.read(65536):
+                self._end = (self._end + said)[-_END_BYTES:]
+                with suppress(OSError):
+                    os.write(2, said)
 
 
 def spawn(

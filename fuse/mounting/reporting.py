@@ -125,6 +125,9 @@ def _judge(mount: Mount, around: Surroundings) -> Health:
         return _by_fault("degraded", condition.fault, condition.since)
     if progress is not None and progress.stalled_by is not None:
         return _by_fault("degraded", progress.stalled_by, progress.stalled_since)
+    if mount.stranded:
+        words = f"a dead worker left {mount.stranded} requests that no other can answer (kernel older than 6.9)"
+        return _degraded(Reason.WORKER_REPLACED, words, mount.history.told.at)
     away_since = around.keeping.away_since
     if away_since and time.time() - away_since >= _KEEPER_GRACE_S:
         return _degraded(Reason.KEEPER_DOWN, "there is no keeper, and none can be had", away_since)

@@ -19,19 +19,25 @@ import structlog
 
 from fuse import spec, wire
 from fuse.errors import MountFailed, Unavailable, WeightlessError
+from fuse.fetch.protocol import Resolved
+from fuse.filesystem.table import View
 from fuse.mounting import device
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_connection import Connection
 from fuse.mounting.fetcher_start import WORKER_ID
+from fuse.mounting.fusectl import Connections
 from fuse.mounting.keeping import Keeping
 from fuse.mounting.ledger import Ledger
 from fuse.mounting.mount import Mount
 from fuse.mounting.values import HolderSettings
+from fuse.mounting.vitals import Vitals
 from fuse.mounting.watch import Watch
 from fuse.mounting.worker import Worker
+from fuse.registry.access import Access
 
 _FETCHER_TRIES: Final = 3
 _STARTS_AT_A_TIME: Final = 4
+_SERVED_STEP_S: Final = 0.02
 _SESSION_PAUSE_S: Final = 1.0
 """Before a fetcher that lives is asked for another session: if it died, that is known by then; if not, it is not flooded."""
 
@@ -50,14 +56,26 @@ class Supervisor:
         *,
         mounts: Callable[[], list[Mount]],
         gone: Callable[[Mount], None],
+        abort: Callable[[Mount], None],
     ) -> None:
+        """`abort` is called as `gone` is, for a mount whose connection this has to end."""
         self.fetcher = FetcherClient(settings.fetcher(), on_connected=self._fetcher_is_back)
         self.ledger = Ledger()
+        self.connections = Connections()
+        self.vitals = Vitals(
+            watcher,
+            self.connections,
+            fetcher=lambda: self.fetcher.current,
+            give_up=self._give_up,
+            fetcher_wedged=lambda connection, reason: connection.evict(reason),
+            look_s=settings.look_s,
+        )
         self._settings = settings
         self._watch = watcher
         self._keeping = keeping
         self._mounts = mounts
         self._gone = gone
+        self._abort = abort
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._repairs: set[threading.Thread] = set()
@@ -68,6 +86,12 @@ class Supervisor:
         self._gid = (WORKER_ID if settings.gid is None else settings.gid) if root else None
 
     # ---- the fetcher's side ----
+
+    def resolve(
+        self, reference: str, access: Access, view: View, cancel: threading.Event | None
+    ) -> tuple[Resolved, bytes]:
+        with self.vitals.expecting():
+            return self.fetcher.resolve(reference, access, view, cancel)
 
     def attach(self, mount: Mount) -> socket.socket:
         """Attaches the mount with all its grants to a live fetcher; the other end of the session, which the caller owns."""
@@ -120,7 +144,15 @@ class Supervisor:
             mount.worker = worker
             try:
                 worker.start(
-                    spec.Start(spec=served, init=mount.init, reply=takeover, uid=self._uid, gid=self._gid), fds
+                    spec.Start(
+                        spec=served,
+                        init=mount.init,
+                        reply=takeover,
+                        uid=self._uid,
+                        gid=self._gid,
+                        resend=mount.resends,
+                    ),
+                    fds,
                 )
                 reply = worker.wait_started(limit_s)
             except BaseException:
@@ -153,6 +185,17 @@ class Supervisor:
             self._repairs.add(thread)
             thread.start()  # with the lock: whoever joins it finds it started
 
+    def wait_repaired(self, limit_s: float) -> bool:
+        """Whether every mount is served, after waiting for repairs that are under way and have not failed yet."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            unserved = [mount for mount in self._mounts() if mount.live and not mount.ending and not _serving(mount)]
+            if not unserved:
+                return True
+            if time.monotonic() >= deadline or self._closing.wait(_SERVED_STEP_S):
+                _log.warning("mounts_not_served", mounts=len(unserved))
+                return False
+
     def stop_repairs(self) -> None:
         """No repair runs, or begins, after this. Workers that are just being started are killed."""
         self._closing.set()
@@ -171,7 +214,15 @@ class Supervisor:
             worker.kill()
 
     def close(self) -> None:
+        self.vitals.close()
+        self.connections.close()
         self.fetcher.close()
+
+    def _give_up(self, mount: Mount, worker: Worker, reason: str) -> None:
+        """On the thread of the vitals."""
+        _log.error("worker_wedged", mount=mount.id, pid=worker.pid, mountpoint=str(mount.mountpoint), reason=reason)
+        worker.give_up(reason)
+        self._worker_ended(mount, worker)
 
     def _worker_ended(self, mount: Mount, worker: Worker) -> None:
         """On the watch thread."""
@@ -179,9 +230,9 @@ class Supervisor:
             self.repair_soon(mount)
 
     def _repair(self, mount: Mount) -> None:
-        ended_by_kernel = False
+        ended_by_kernel = abort = False
         try:
-            pause_s = self._note_end(mount, mount.worker.fate, mount.worker.last_words) if mount.worker else 0.0
+            pause_s = 0.0
             while not self._closing.wait(pause_s):
                 with mount.lock:
                     if not mount.live or mount.ending or _served(mount):
@@ -189,26 +240,53 @@ class Supervisor:
                     if device.gone(mount.device_fd):
                         ended_by_kernel = True
                         return
+                    if mount.worker is not None:
+                        pause_s = self._bury(mount, mount.worker)
+                        if self._must_abort(mount):
+                            abort = True
+                            return
+                        if pause_s:
+                            continue
                     if self._replace_worker(mount):
                         return
-                    pause_s = self._note_end(mount, f"could not be started: {mount.trouble}")
+                    pause_s = mount.history.ended(
+                        time.monotonic(), time.time(), f"could not be started: {mount.trouble}"
+                    )
         finally:
             with self._lock:
                 mount.repairing = False
                 self._repairs.discard(threading.current_thread())
-            if ended_by_kernel:
+            if abort:
+                self._abort(mount)
+            elif ended_by_kernel:
                 self._gone(mount)
             elif mount.live and not mount.ending and not _served(mount):
                 self.repair_soon(mount)  # it died again between our last look and now
 
-    @staticmethod
-    def _note_end(mount: Mount, reason: str, last_words: str = "") -> float:
-        return mount.history.ended(time.monotonic(), time.time(), reason, last_words)
+    def _bury(self, mount: Mount, worker: Worker) -> float:
+        """Sees a worker off that has ended; how long to wait before the next may start."""
+        self.end_worker(mount, drain=False)
+        pause_s = mount.history.ended(time.monotonic(), time.time(), worker.fate, worker.last_words)
+        _log.warning(
+            "worker_gone",
+            mount=mount.id,
+            pid=worker.pid,
+            mountpoint=str(mount.mountpoint),
+            reason=worker.fate,
+            last_words=worker.last_words,
+            restarts=mount.history.told.count,
+            next_start_in_s=pause_s,
+        )
+        mount.note(MountFailed(f"its worker {worker.fate}"))
+        return pause_s
+
+    def _must_abort(self, mount: Mount) -> bool:
+        """Whether the dead worker took requests with it that nobody will ever answer, and they shall fail rather than wait."""
+        if mount.resends or self._settings.without_resend == "wait":
+            return False
+        return self.connections.waiting(mount.minor) != 0
 
     def _replace_worker(self, mount: Mount) -> bool:
-        if mount.worker is not None:
-            _log.warning("worker_gone", mount=mount.id, pid=mount.worker.pid, mountpoint=str(mount.mountpoint))
-        self.end_worker(mount, drain=False)
         first_reply = not mount.reply
         try:
             with self.attach(mount) as session:
@@ -217,10 +295,11 @@ class Supervisor:
             mount.note(error if isinstance(error, WeightlessError) else MountFailed(str(error)))
             _log.warning("worker_not_replaced", mount=mount.id, error=error)
             return False
-        if first_reply:
+        if first_reply and mount.resends:
             # The dead worker may have replied and taken requests without our having heard of it: then this one was not
             # told that it takes over, and nobody has asked for those requests yet.
             device.resend(mount.device_fd)
+        if first_reply:
             self._keeping.keep(mount)
         mount.note(None)
         _log.info("worker_replaced", mount=mount.id, pid=mount.worker.pid if mount.worker else None)
@@ -312,15 +391,22 @@ class Supervisor:
 
     def _with_fetcher(self, step: Callable[[Connection], _Result]) -> _Result:
         tries = 0
-        while True:
-            tries += 1
-            connection = self.fetcher.connection()
-            try:
-                return step(connection)
-            except Unavailable:
-                if not connection.gone or tries == _FETCHER_TRIES:
-                    raise
+        with self.vitals.expecting():
+            while True:
+                tries += 1
+                connection = self.fetcher.connection()
+                try:
+                    return step(connection)
+                except Unavailable:
+                    if not connection.gone or tries == _FETCHER_TRIES:
+                        raise
+
+
+def _serving(mount: Mount) -> bool:
+    worker = mount.worker
+    return worker is not None and worker.alive and not worker.starting
 
 
 def _served(mount: Mount) -> bool:
+    """Whether a worker lives that serves it, or is about to."""
     return mount.worker is not None and mount.worker.alive

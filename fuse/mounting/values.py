@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fuse import spec
 from fuse.artifact.reference import Reference
 from fuse.filesystem.table import View
 from fuse.mounting.fetcher_start import FetcherSettings
+from fuse.mounting.pulse import LOOK_S
+
+WithoutResend = Literal["wait", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +25,15 @@ class HolderSettings:
     name: str = "holder"
     use_keeper: bool = True
     """Whether mounts outlive this process: yes for a node plugin. Without, they end with it."""
+    keeper: Path | None = None
+    """The socket of a keeper that runs by itself (`weightless keeper`). None: a keeper of our own, in the run directory."""
+    successor: Callable[[], Sequence[int]] | None = None
+    """Makes what a keeper needs to start another holder when this one dies (`fuse.keeper`, `revive`). None: others see to it."""
+    without_resend: WithoutResend = "wait"
+    """What becomes of requests that a dead worker held, on kernels that give them to no other (before 6.9): they wait for ever,
+    or the connection is aborted, and the mount made anew for later users."""
+    look_s: float = LOOK_S
+    """How often something is looked at that others wait for (`fuse.mounting.pulse`)."""
     uid: int | None = None
     """What workers and the fetcher become when this is root; None means one user each (65533, 65534), which is safer."""
     gid: int | None = None
@@ -77,10 +91,12 @@ class ResolvedArtifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostMount:
-    """What the keeper held and could not be taken back: to be mounted anew by whoever knows how."""
+    """What the keeper held and could not be taken back: to be mounted anew by whoever knows how, unless `kept`."""
 
     mount_id: str
     mountpoint: str
     reference: str
     grants: tuple[str, ...]
     reason: str
+    kept: bool = False
+    """The keeper holds it still, for a later version of the program, which alone understands it."""

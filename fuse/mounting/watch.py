@@ -37,6 +37,13 @@ class Watch:
             self._callbacks[fd] = callback
             self._epoll.register(fd, events)
 
+    def once(self, fd: int, callback: Callable[[], None]) -> None:
+        """Calls back when `fd` has something to say, one time only; the same descriptor again for the next time."""
+        with self._lock:
+            known = fd in self._callbacks
+            self._callbacks[fd] = callback
+            (self._epoll.modify if known else self._epoll.register)(fd, READABLE | select.EPOLLONESHOT)
+
     def remove(self, fd: int) -> None:
         """A callback that is already running is not waited for. Removing what is not there is no error."""
         with self._lock:

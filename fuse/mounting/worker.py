@@ -56,6 +56,7 @@ class Worker:
         self._trouble: WeightlessError | None = None
         self._ids = itertools.count(1)
         self._asked: int | None = None
+        self._stopping = False
         self._reported = threading.Event()
         self.sessions = 1
         """How many sessions with the fetcher it was given."""
@@ -75,29 +76,25 @@ class Worker:
         self.pid = self._child.pid
         self._control_fd = self._control.fileno()
         self._open = True
+        self._given_up = ""
         self._closed = threading.Event()
         watcher.add(self._stderr, watch.READABLE, self._read_stderr)
         watcher.add(self._control_fd, watch.READABLE, self._read_control)
 
     @property
     def alive(self) -> bool:
-        """False once its end was noticed."""
-        return self._open
+        """False once its end was noticed, or it was given up."""
+        return self._open and not self._given_up
+
+    @property
+    def silent(self) -> bool:
+        """Whether a question is unanswered."""
+        return self._asked is not None
 
     @property
     def starting(self) -> bool:
         """Whether it has neither served nor failed yet."""
         return not self._settled.is_set()
-
-    @property
-    def fate(self) -> str:
-        """How it ended: "was killed by signal 9"; once it has."""
-        return self._child.fate
-
-    @property
-    def last_words(self) -> str:
-        """The end of what it wrote to standard error."""
-        return self._tail.decode(errors="replace").strip()
 
     def start(self, message: spec.Start, fds: Sequence[int]) -> None:
         """Hands over what to serve: device, fetch session, table. `wait_started` tells how it went."""
@@ -139,17 +136,45 @@ class Worker:
     def kill(self) -> None:
         self._child.kill()
 
-    def end(self, *, drain: bool) -> None:
-        """Returns when the process is gone: asked to with `drain`, else at once."""
-        if drain and self._open:
+    def give_up(self, reason: str) -> None:
+        """Kills it, and counts it as dead from now on: what hangs in its disk does not die of a signal."""
+        self._given_up = reason
+        self._child.kill()
+
+    def stop(self) -> None:
+        """Asks it to answer what it is answering, and to end. `end` waits for that."""
+        if self._open and not self._stopping:
+            self._stopping = True
             with suppress(MountFailed):
                 self._send(spec.Stop())
+
+    def end(self, *, drain: bool) -> None:
+        """Returns when the process is gone: asked to with `drain`, else at once.
+
+        One that not even SIGKILL ends (its disk hangs) is left alone after a while: a successor serves beside it.
+        """
+        if drain:
+            self.stop()
         else:
             self._control.hang_up()
         if not self._child.wait(_STOP_GRACE_S):
             _log.warning("worker_killed", pid=self.pid, reason="it did not stop")
-        self._child.end(within_s=0)
+            self._child.kill()
+            if not self._child.wait(_STOP_GRACE_S):
+                _log.error("worker_unkillable", pid=self.pid, fix="see what its disk is doing")
+                self._control.hang_up()
+                self._child.reap_later()
         self._closed.wait(_STOP_GRACE_S)
+
+    @property
+    def fate(self) -> str:
+        """Why it ended, in words."""
+        return self._given_up or self._child.fate
+
+    @property
+    def last_words(self) -> str:
+        """The last lines of its standard error."""
+        return self._tail.decode(errors="replace").strip()
 
     def _send(self, message: spec.ToWorker, fds: Sequence[int] = ()) -> None:
         try:

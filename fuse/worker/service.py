@@ -50,7 +50,7 @@ class Worker:
         self._reader = Reader(self._tree, self._fetch)
         self._operations = TreeOperations(self._tree, self._reader)
         self._set_prefetch(start.spec.prefetch)
-        self._session = Session(self._operations, self._reader, device, start.init, start.reply)
+        self._session = Session(self._operations, self._reader, device, start.init, start.reply, resend=start.resend)
         self._decoder: msgspec.json.Decoder[spec.ToWorker] = msgspec.json.Decoder(spec.ToWorker)
 
     async def run(self) -> None:

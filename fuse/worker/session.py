@@ -59,8 +59,16 @@ class Session:
     """One connection, from the kept INIT to its end. `reply` is what a successor needs."""
 
     def __init__(
-        self, operations: pyfuse3.Operations, reads: Reads, device: int, init: bytes, first_reply: bytes = b""
+        self,
+        operations: pyfuse3.Operations,
+        reads: Reads,
+        device: int,
+        init: bytes,
+        first_reply: bytes = b"",
+        *,
+        resend: bool = True,
     ) -> None:
+        """`resend` false plays a kernel that cannot, for tests."""
         handshake.check(init)
         self._device = device
         self._init = init
@@ -73,7 +81,7 @@ class Session:
         )
         self._waiting: dict[int, tuple[Read, trio.CancelScope]] = {}
         self._idle = trio.Event()
-        self._resends = True
+        self._resends = resend
         self.reply = b""
 
     @asynccontextmanager
@@ -114,7 +122,7 @@ class Session:
         reply = handshake.patched(self._init, self._ours.recv(4096))
         self._write(reply)
         # Nothing to send again if we are the first; but then it tells whether this kernel can.
-        self._resends = self._write(handshake.RESEND)
+        self._resends = self._resends and self._write(handshake.RESEND)
         self.reply = self._first_reply or reply
 
     def _write(self, message: bytes) -> bool:

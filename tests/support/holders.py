@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,10 @@ class Place:
         self.managers: list[MountManager] = []
         self.gone: list[MountStatus] = []
 
-    def manager(self, name: str = "holder", *, use_keeper: bool = True, start_limit_s: float = 30.0) -> MountManager:
+    def manager(
+        self, name: str = "holder", *, use_keeper: bool = True, start_limit_s: float = 30.0, **more: Any
+    ) -> MountManager:
+        """`more`: other fields of `HolderSettings`."""
         settings = HolderSettings(
             cache_dir=self.box.cache,
             run_dir=self.box.run,
@@ -37,6 +41,7 @@ class Place:
             use_keeper=use_keeper,
             log_level="warning",
             start_limit_s=start_limit_s,
+            **more,
         )
         manager = MountManager(settings, on_gone=self.gone.append)
         manager.start()

@@ -410,7 +410,7 @@ def test_bad_requests_are_refused_and_do_no_harm(fetcher: FetcherProcess) -> Non
     """Other versions, missing descriptors, unknown mounts and nonsense tables are errors with words."""
     with fetcher.connect() as admin:
         with pytest.raises(InvalidRequest, match="version"):
-            admin.ask(protocol.Hello, version=99)
+            admin.ask(protocol.Hello, version=99, needs=99)
         with pytest.raises(InvalidRequest, match="descriptors"):
             admin.ask(protocol.Attach, mount="m", registry="r")
         with pytest.raises(NotFound):

@@ -221,8 +221,9 @@ def test_a_peer_that_talks_nonsense_is_left(here: Place) -> None:
     path.unlink()
 
 
-def test_another_version_is_refused(here: Place) -> None:
-    """Rather than be misunderstood."""
+@pytest.mark.parametrize(("needs", "refused"), [(1, False), (2, True)])
+def test_a_later_version_is_refused_when_it_needs_a_later_peer(here: Place, needs: int, refused: bool) -> None:
+    """And only then: an upgrade and a rollback go on with what is there."""
     path = here.box.run / "newer.sock"
     with wire.listen(path) as listener, ThreadPoolExecutor(1) as threads:
 
@@ -231,12 +232,15 @@ def test_another_version_is_refused(here: Place) -> None:
             with channel:
                 received = channel.receive()
                 assert received is not None
-                channel.send(protocol.Welcome(id=received[0].id, pid=1, version=99))
+                channel.send(protocol.Welcome(id=received[0].id, pid=1, version=99, needs=needs))
                 channel.receive()
 
         talking = threads.submit(talk)
-        with pytest.raises(Exception, match="speaks version 99"):
-            Connection(path, on_gone=lambda _: None)
+        if refused:
+            with pytest.raises(Exception, match="speaks version 99"):
+                Connection(path, on_gone=lambda _: None)
+        else:
+            Connection(path, on_gone=lambda _: None).close()
         talking.result(10)
     path.unlink()
 
