@@ -21,7 +21,7 @@ from csi.targets import Target
 from fuse.errors import Conflict, MountFailed, NotFound
 from fuse.filesystem.table import View
 from fuse.mounting import device
-from fuse.mounting.manager import ResolvedArtifact
+from fuse.mounting.manager import LostMount, ResolvedArtifact
 from fuse.mounting.mountinfo import Entry, MountTable
 from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health, HolderTotals, MountStatus
@@ -41,7 +41,11 @@ class Manager(Protocol):
 
     on_gone: Callable[[MountStatus], None] | None
 
-    def start(self) -> None: ...
+    def start(self, *, patient: bool = False) -> None: ...
+
+    def wait_served(self, limit_s: float) -> bool: ...
+
+    def lost(self) -> list[LostMount]: ...
 
     def resolve(
         self, reference: str, access: Access, view: View, *, cancel: threading.Event | None = None
@@ -109,6 +113,10 @@ class SharedMounts:
 
     def health(self, identity: str) -> Health:
         """From memory, at once."""
+        if self.is_left(identity):
+            return Health(
+                state="degraded", reason="a later version of weightless served it, and this one cannot: upgrade again"
+            )
         try:
             return self._manager.health(identity)
         except NotFound:
@@ -143,6 +151,17 @@ class SharedMounts:
                     return
             self._clear(identity)
             checkpoint("mount-unmounted")
+
+    def is_left(self, identity: str) -> bool:
+        """Whether the mount is there, and kept for a later version of the program, which alone can serve it."""
+        left = any(lost.kept and lost.mount_id == identity for lost in self._manager.lost())
+        return left and self._manager.find(self.path(identity)) is None
+
+    def drop_grant(self, grant: str) -> None:
+        """Gives up what is held by this name, wherever that is."""
+        for status in self._manager.statuses():
+            if grant in status.grants:
+                self.drop(status.id, grant, lambda _: None)
 
     def sweep(self, wanted: dict[str, set[str]]) -> None:
         """Drops every grant, mount and directory that is not in `wanted` (grants by identity)."""
@@ -183,6 +202,7 @@ class SharedMounts:
                 _log.warning("unmount_lazy", mountpoint=str(path), error=error)
                 self._manager.unmount(identity, lazy=True)
         _unmount_layers(path, path)
+        self._manager.unmount(identity)  # what only the keeper had of it
         _remove_directory(path)
 
     @contextmanager

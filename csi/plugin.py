@@ -20,6 +20,7 @@ from typing import Final
 import grpc
 import structlog
 
+from csi import mounts
 from csi.exposition import Exposition
 from csi.identity import DRIVER_NAME, Identity
 from csi.interceptors import Guard
@@ -37,6 +38,8 @@ from fuse.errors import Conflict, InvalidConfig
 from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health, MountStatus
 
+_SERVED_LIMIT_S: Final = 30.0
+"""How long a start waits for its predecessor's mounts to be served. What is not by then has a condition that says why."""
 _GRACE_S: Final = 10.0
 """Kubernetes gives 30 s between SIGTERM and SIGKILL."""
 _MAX_NODE_ID_BYTES: Final = 256
@@ -125,12 +128,15 @@ class NodePlugin:
                 # Bound before anything is mounted, in case the address is wrong.
                 self._exposition.bind()
                 undo.callback(self._exposition.close)
-            self._manager.start()
+            # Mounts that nobody unmounted: a keeper of its own, if that is what there is, is worth waiting for.
+            self._manager.start(patient=bool(mounts.binds_below(self.mounts_dir)))
             undo.callback(self._close_manager)
             if self._exposition is not None:
                 self._exposition.serve()
             undo.callback(self._mender.close)
             recover(self._publisher, self._shared, self._rules, self._mender)
+            # Who is told that we are ready may send pods at once; those of before come first.
+            self._manager.wait_served(_SERVED_LIMIT_S)
             self._server.start()
             undo.pop_all()
         self._ready = True

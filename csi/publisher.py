@@ -26,7 +26,7 @@ from csi.mounts import SharedMounts
 from csi.operations import Operation, Operations
 from csi.requests import PublishRequest, VolumeKey
 from csi.targets import Target, TargetRules
-from csi.volumes import VolumeRecord, VolumeRecords
+from csi.volumes import VolumeRecord, VolumeRecords, grant_of
 from fuse.errors import Conflict, WeightlessError
 from fuse.mounting.status import Health
 from fuse.registry.access import Access
@@ -164,6 +164,9 @@ class Publisher:
             if other is None:
                 mounts.unbind(key.target)
                 key.target.remove()
+            if self.records.is_unreadable(key.name):
+                self.shared.drop_grant(grant_of(key.name, str(key.target.path)))
+                self.records.remove(key.name)
             return
         marked = msgspec.structs.replace(record, stage="unpublishing")
         self.records.put(marked)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -140,14 +141,18 @@ def recover(publisher: Publisher, shared: SharedMounts, rules: TargetRules, mend
     """Brings disk, mount table and manager to agree. Call once, before serving, with the manager started."""
     records = publisher.records
     for record in records.all():
-        if record.stage != "published":
+        if record.stage != "published" or _vanished(record, rules):
             _try_to_undo(publisher, record, mender)
+        elif shared.is_left(record.identity):
+            _log.error("volume_left", volume_id=record.volume_id, target=record.target, fix="upgrade again")
         elif not publisher.is_served(record):
             _try_to_show(publisher, shared, record, mender)
     if records.unreadable:
         # A mount without a record may belong to one of these; a pod may be reading it.
         for path in records.unreadable:
-            _log.error("record_unreadable", path=str(path), fix="repair or remove it, then restart")
+            _log.error(
+                "record_unreadable", path=str(path), fix="run the version that wrote it, or unpublish the volume"
+            )
         return
     wanted: dict[str, set[str]] = {}
     for record in records.all():
@@ -155,6 +160,11 @@ def recover(publisher: Publisher, shared: SharedMounts, rules: TargetRules, mend
     _remove_orphans(publisher, rules)
     shared.sweep(wanted)
     _log.info("volumes_recovered", volumes=len(records.all()))
+
+
+def _vanished(record: VolumeRecord, rules: TargetRules) -> bool:
+    """Whether the pod went while nobody was here to be told: kubelet asks nothing about it any more."""
+    return rules.is_target(Path(record.target)) and rules.parse(record.target).vanished
 
 
 def _try_to_undo(publisher: Publisher, record: VolumeRecord, mender: Mender) -> None:

@@ -37,6 +37,20 @@ class Target:
         """As the kernel's mount table names it."""
         return self.root / self.relative
 
+    @property
+    def vanished(self) -> bool:
+        """Whether the pod's own directory is gone, which kubelet keeps as long as it knows the pod."""
+        parts = self.relative.split("/")
+        if parts[0] != "pods" or not (self.root / "pods").is_dir():
+            return False
+        try:
+            os.lstat(self.root / "pods" / parts[1])
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return False
+
     @contextmanager
     def parent(self) -> Iterator[tuple[int, str]]:
         """A descriptor of the parent directory, and the last component. Raises OSError."""

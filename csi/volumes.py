@@ -18,11 +18,13 @@ from typing import Final, Literal
 import msgspec
 
 from fuse.disk import unusable
-from fuse.errors import InvalidConfig, MountFailed, NoSpace
+from fuse.errors import MountFailed, NoSpace
 from fuse.filesystem.table import View
 from fuse.spec import Prefetch
 
 VERSION: Final = 1
+NEEDS: Final = 1
+"""The oldest version of this module that understands what this one writes (docs/ARCHITECTURE.md, Versions)."""
 
 Stage = Literal["publishing", "published", "unpublishing"]
 
@@ -49,11 +51,17 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     files: int
     pod: str = ""
     version: int = VERSION
+    needs: int = NEEDS
 
     @property
     def grant(self) -> str:
         """The name under which this volume holds the shared mount."""
-        return f"{self.name}:{self.target}"
+        return grant_of(self.name, self.target)
+
+
+def grant_of(name: str, target: str) -> str:
+    """`VolumeRecord.grant`, for whoever cannot read the record."""
+    return f"{name}:{target}"
 
 
 class VolumeRecords:
@@ -64,10 +72,11 @@ class VolumeRecords:
         self._lock = threading.Lock()
         self._records: dict[str, VolumeRecord] = {}
         self.unreadable: list[Path] = []
-        """Files that could not be understood; whoever finds some must not take a mount for an orphan."""
+        """Files that could not be understood: damaged, or of a later version that says so. They are left as they are, and whoever
+        finds some must not take a mount for an orphan."""
 
     def load(self) -> None:
-        """Reads all records. Raises InvalidConfig when the directory cannot be used, or a newer version wrote it."""
+        """Reads all records. Raises InvalidConfig when the directory cannot be used."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             paths = sorted(self._directory.iterdir())
@@ -87,13 +96,9 @@ class VolumeRecords:
     def _load_one(self, path: Path) -> None:
         try:
             content = path.read_bytes()
-            version = msgspec.json.decode(content, type=_Versioned).version
-            if version > VERSION:
-                raise InvalidConfig(
-                    f"is of version {version}, this program knows {VERSION}",
-                    where=str(path),
-                    fix="run the newer weightless, or unpublish the volume first",
-                )
+            if msgspec.json.decode(content, type=_Versioned).needs > VERSION:
+                self.unreadable.append(path)
+                return
             record = msgspec.json.decode(content, type=VolumeRecord)
         except (OSError, msgspec.DecodeError):
             self.unreadable.append(path)
@@ -102,6 +107,10 @@ class VolumeRecords:
             self.unreadable.append(path)
             return
         self._records[record.name] = record
+
+    def is_unreadable(self, name: str) -> bool:
+        with self._lock:
+            return self._directory / f"{name}.json" in self.unreadable
 
     def all(self) -> list[VolumeRecord]:
         with self._lock:
@@ -141,6 +150,7 @@ class VolumeRecords:
                     f"cannot remove the record of the volume: {error.strerror}", where=str(path), fix="see --state-dir"
                 ) from error
             self._records.pop(name, None)
+            self.unreadable = [other for other in self.unreadable if other != path]
 
     def _sync_directory(self) -> None:
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -151,7 +161,7 @@ class VolumeRecords:
 
 
 class _Versioned(msgspec.Struct):
-    version: int
+    needs: int = 1
 
 
 def _write_synced(path: Path, content: bytes) -> None:

@@ -306,6 +306,8 @@ def main() -> int:
         listener, _ = bound
     else:
         listener = socket.socket(fileno=arguments.listen_fd)
+        for fd in (arguments.listen_fd, arguments.lock_fd):
+            os.set_inheritable(fd, False)  # a successor that had the lock would keep another keeper from starting
     try:
         Keeper(listener, stay=arguments.stay).run()
     finally:

@@ -21,6 +21,7 @@ from weightless.options import (
     PlainHttp,
     PrefetchOption,
     Settings,
+    WithoutResendChoice,
     command,
     remember,
 )
@@ -234,6 +235,22 @@ def node(
         str | None,
         typer.Option(help="Serve Prometheus metrics there: host:port, :port.", metavar="ADDRESS", show_default=False),
     ] = None,
+    keeper: Annotated[
+        str | None,
+        typer.Option(
+            help="The socket of a keeper that runs by itself (weightless keeper): unix:///…/keeper.sock. "
+            "Without it the plugin starts one.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
+    without_resend: Annotated[
+        WithoutResendChoice | None,
+        typer.Option(
+            help="On kernels before 6.9: reads that a dead worker held wait for ever (wait), or fail (abort).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run the CSI node plugin (csi.weightless.dev) until SIGTERM."""
     from weightless.commands.node import run
@@ -245,7 +262,27 @@ def node(
         kubelet_dir=kubelet_dir,
         state_dir=state_dir,
         metrics_address=metrics_address,
+        keeper=keeper,
+        without_resend=None if without_resend is None else "abort" if without_resend.value == "abort" else "wait",
     )
+
+
+@app.command()
+@command
+def keeper(
+    settings: Settings,
+    socket: Annotated[
+        str,
+        typer.Option(help="Where it listens.", metavar="URL", show_default=True),
+    ] = "unix:///run/weightless-keeper/keeper.sock",
+) -> None:
+    """Hold the mounts of a node plugin (node --keeper) while that is restarted or upgraded, until SIGTERM.
+
+    A tiny process that needs no upgrade, and runs in a container of its own.
+    """
+    from weightless.commands.keeper import run
+
+    run(settings, socket)
 
 
 @app.command()

@@ -21,6 +21,9 @@ node-id = "worker-1"
 kubelet-dir = "/var/lib/kubelet"
 state-dir = "/var/lib/weightless"
 metrics-address = ":9808"   # Prometheus metrics, at /metrics; without it there are none
+keeper = "unix:///run/weightless-keeper/keeper.sock"   # one that runs by itself; without it, the plugin starts its own
+[mount]
+without-resend = "wait"    # or "abort": on kernels before 6.9
 ```
 
 An option of the command line goes before the file, the file before the default. A key that is not known is an error: a
@@ -37,6 +40,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 
 from fuse.errors import InvalidConfig, InvalidRequest
+from fuse.mounting.values import WithoutResend
 from fuse.spec import Prefetch
 from weightless.units import parse_size
 
@@ -44,13 +48,14 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _CHOICES: Final = {
     "prefetch": f"one of {', '.join(get_args(Prefetch))}",
     "log-level": f"one of {', '.join(get_args(LogLevel))}",
+    "without-resend": f"one of {', '.join(get_args(WithoutResend))}",
     "free-space": "a share of the disk from 0 to below 1, such as 0.15",
     "connections": "a whole number from 1 to 256",
     "quota": 'a number of bytes, or text such as "500GB"',
     "plain-http": "true or false",
     "offline": "one of refuse, allow",
     "offline-hours": "a number of hours above 0, up to 8760",
-    **dict.fromkeys(("cache", "fetch", "registry", "node"), "a table, as in [cache]"),
+    **dict.fromkeys(("cache", "fetch", "registry", "node", "mount"), "a table, as in [cache]"),
 }
 _ELSE: Final = "text in quotes"
 ENVIRONMENT: Final = "WEIGHTLESS_CONFIG"
@@ -85,6 +90,11 @@ class NodeSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_un
     kubelet_dir: str | None = None
     state_dir: str | None = None
     metrics_address: str | None = None
+    keeper: str | None = None
+
+
+class MountSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    without_resend: WithoutResend | None = None
 
 
 class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -99,6 +109,7 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
     fetch: FetchSection = FetchSection()
     registry: RegistrySection = RegistrySection()
     node: NodeSection = NodeSection()
+    mount: MountSection = MountSection()
 
     @property
     def quota_bytes(self) -> int | None:

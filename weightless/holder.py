@@ -2,7 +2,8 @@
 
 Started by the command with one end of a socket pair and none of its streams; it answers `Mounted` or `Failed` there and goes on
 alone. Its log is a file in the run directory that goes away with it. With `--foreground` the command is this process itself.
-When it is killed, the keeper holds the mount; `weightless mount` on the same directory starts a successor, `unmount` ends it.
+When it is killed, the keeper holds the mount and starts a successor, which gets the order again, from memory, and takes the mount
+up; when the keeper dies, the holder starts another.
 
 The main thread waits for the end of the mount; `fuse.mounting` has threads of its own.
 """
@@ -15,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -25,9 +27,10 @@ import msgspec
 import structlog
 
 from fuse import wire
-from fuse.errors import Conflict, Fault, WeightlessError
+from fuse.errors import Conflict, Fault, Unavailable, WeightlessError
 from fuse.filesystem.table import View
 from fuse.mounting import control
+from fuse.mounting.keeper_client import KeeperClient
 from fuse.mounting.manager import MountManager
 from weightless import wiring
 from weightless.options import Settings
@@ -36,6 +39,10 @@ _log = structlog.get_logger(__name__)
 _GRANT: Final = "mount"
 NODE: Final = "node"
 """The node plugin's name among the holders of a run directory."""
+AGAIN: Final = "--again"
+_SUCCESSOR_LIMIT_S: Final = 6.0
+"""The keeper starts it at once, unless it died five times in a row: then after at most 5 s."""
+_SUCCESSOR_STEP_S: Final = 0.05
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -83,7 +90,11 @@ class Holder:
         self._order = order
         self._ended = threading.Event()
         settings = wiring.holder_settings(
-            order.settings, run_dir, name=name_of(order.mountpoint), log_to_stderr=log_to_stderr
+            order.settings,
+            run_dir,
+            name=name_of(order.mountpoint),
+            log_to_stderr=log_to_stderr,
+            successor=lambda: _successor(order),
         )
         self._manager = MountManager(settings, on_gone=lambda _: self._ended.set())
         self._run_dir = run_dir
@@ -107,12 +118,17 @@ class Holder:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def take_up(self) -> Mounted | None:
+        """What a predecessor left at the place of the order; None when that is not there any more."""
+        left = self._manager.find(Path(self._order.mountpoint))
+        return self._take_up(left) if left is not None else None
+
     def mount(self, cancel: threading.Event) -> Mounted:
         """Mounts what was ordered, or takes up what a predecessor left at that place."""
         order, manager = self._order, self._manager
-        left = manager.find(Path(order.mountpoint))
+        left = self.take_up()
         if left is not None:
-            return self._take_up(left)
+            return left
         access = wiring.access_reader(order.settings).access(order.reference)
         artifact = manager.resolve(order.reference, access, order.view, cancel=cancel)
         manager.acquire(artifact, Path(order.mountpoint), prefetch=order.settings.prefetch, grant=_GRANT, access=access)
@@ -130,8 +146,54 @@ class Holder:
         self._ended.wait()
 
 
+def wait_for_successor(run_dir: Path, mountpoint: Path) -> control.Holder | None:
+    """The holder that a keeper has started, or is about to start, for a mount whose holder died; None when there is no keeper."""
+    deadline = time.monotonic() + _SUCCESSOR_LIMIT_S
+    keeper = KeeperClient.find(run_dir / f"{name_of(str(mountpoint))}.keeper")
+    if keeper is None:
+        return None
+    keeper.close()
+    while time.monotonic() < deadline:
+        for candidate in control.holders(run_dir):
+            with suppress(Unavailable):
+                if any(mount.mountpoint == str(mountpoint) for mount in candidate.statuses()):
+                    return candidate
+        time.sleep(_SUCCESSOR_STEP_S)
+    return None
+
+
+def _successor(order: Order) -> list[int]:
+    """What the keeper needs to start another holder (`fuse.keeper`, `revive`): the program, and the order."""
+    program = {
+        "argv": [sys.executable, "-P", "-m", "weightless.holder", AGAIN, "3"],
+        "env": dict(os.environ),
+    }
+    return [
+        wire.sealed_memfd("weightless-successor", msgspec.json.encode(program)),
+        wire.sealed_memfd("weightless-order", msgspec.json.encode(order)),
+    ]
+
+
+def _again(number: int) -> None:
+    """The daemon, started by the keeper of one that died."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("0")  # the keeper's own is lower
+    order = msgspec.json.decode(wire.read_whole(number, wire.MAX_MESSAGE_BYTES), type=Order)
+    os.close(number)
+    run_dir = wiring.begin(order.settings, "mount")
+    with log_file(run_dir / f"{name_of(order.mountpoint)}.log", again=True):
+        holder = Holder(order, run_dir, log_to_stderr=True)
+        with signals_call(holder.end), holder:
+            if holder.take_up() is not None:
+                _log.info("mount_taken_up", mountpoint=order.mountpoint)
+                holder.wait()
+
+
 def main() -> None:
-    """The daemon. Its one argument is the number of the inherited socket."""
+    """The daemon. Its one argument is the number of the inherited socket, or `AGAIN` and the number of the order's file."""
+    if sys.argv[1] == AGAIN:
+        _again(int(sys.argv[2]))
+        return
     channel: wire.Channel[Order] = wire.Channel(socket.socket(fileno=int(sys.argv[1])), Order)
     with channel:
         os.set_inheritable(channel.fileno(), False)
@@ -206,15 +268,19 @@ class _Caller:
 
 
 @contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Standard error is this file, which is removed at the end."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+def log_file(path: Path, *, again: bool = False) -> Iterator[None]:
+    """Standard error is this file, which is removed at the end. `again` adds to what is there."""
+    new = 0 if again else os.O_TRUNC
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | new | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(fd, 2)
     os.close(fd)
     try:
         yield
-    finally:
-        path.unlink(missing_ok=True)
+    except BaseException:
+        if not again:  # else it may be that of a holder which was quicker
+            path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
 
 
 @contextmanager

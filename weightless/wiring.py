@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fuse import logs
 from fuse.artifact.reference import Reference
-from fuse.errors import InvalidConfig
+from fuse.errors import InvalidConfig, InvalidRequest
 from fuse.filesystem.table import View
 from fuse.mounting import device, fusermount, rundir
 from fuse.mounting.access import AccessReader
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_start import FetcherSettings
 from fuse.mounting.manager import HolderSettings
+from fuse.mounting.values import WithoutResend
 from weightless.options import Settings
 
 
@@ -36,7 +38,15 @@ def fetcher_settings(settings: Settings, run_dir: Path, *, log_to_stderr: bool =
 
 
 def holder_settings(
-    settings: Settings, run_dir: Path, *, name: str, log_to_stderr: bool, log_level: str | None = None
+    settings: Settings,
+    run_dir: Path,
+    *,
+    name: str,
+    log_to_stderr: bool,
+    log_level: str | None = None,
+    keeper: Path | None = None,
+    successor: Callable[[], Sequence[int]] | None = None,
+    without_resend: WithoutResend | None = None,
 ) -> HolderSettings:
     return HolderSettings(
         cache_dir=settings.cache_dir,
@@ -47,7 +57,22 @@ def holder_settings(
         connections=settings.config.fetch.connections,
         log_level=log_level or settings.log_level,
         log_to_stderr=log_to_stderr,
+        keeper=keeper,
+        successor=successor,
+        without_resend=without_resend or settings.config.mount.without_resend or "wait",
     )
+
+
+def socket_path(text: str, option: str) -> Path:
+    """The path in `unix:///path` or `/path`. Raises InvalidRequest, naming `option`."""
+    path = text.removeprefix("unix://")
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise InvalidRequest(
+            f"{text!r:.200} is not the absolute path of a socket",
+            where=option,
+            fix="give it as unix:///path/keeper.sock",
+        )
+    return Path(path)
 
 
 def fetcher(settings: Settings, run_dir: Path) -> FetcherClient:

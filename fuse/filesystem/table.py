@@ -15,6 +15,8 @@ import msgspec
 from fuse.errors import InvalidArtifact
 
 VERSION: Final = 1
+NEEDS: Final = 1
+"""The oldest version of this module that understands a table of this one (docs/ARCHITECTURE.md, Versions)."""
 MAX_TABLE_BYTES: Final = 256 * 1024 * 1024
 ROOT: Final = 1
 
@@ -74,6 +76,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     blobs: tuple[Blob, ...]
     nodes: tuple[Node, ...]
     version: int = VERSION
+    needs: int = NEEDS
 
     @property
     def total_bytes(self) -> int:
@@ -94,7 +97,7 @@ def decode(content: bytes) -> Table:
         table = _DECODER.decode(content)
     except msgspec.DecodeError as error:
         raise InvalidArtifact(f"not an inode table: {error}") from error
-    if table.version != VERSION:
+    if table.needs > VERSION:
         raise InvalidArtifact(
             f"inode table of version {table.version}, this program knows {VERSION}", fix="use a newer weightless"
         )

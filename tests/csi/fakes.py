@@ -15,7 +15,7 @@ from csi.mounts import identity_of
 from fuse.errors import NotFound, Unauthenticated
 from fuse.filesystem.table import View
 from fuse.mounting import device
-from fuse.mounting.manager import ResolvedArtifact
+from fuse.mounting.manager import LostMount, ResolvedArtifact
 from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.status import Health, HolderTotals, MountStatus
 from fuse.registry.access import Access, Credential, Endpoint
@@ -49,11 +49,18 @@ class FakeManager:
         self.mounts: dict[str, tuple[int, Path]] = {}
         self.grants: dict[str, dict[str, Access]] = {}
         self.started = False
+        self.left: list[LostMount] = []
         self.closed_with: bool | None = None
         self._lock = threading.RLock()
 
-    def start(self) -> None:
+    def start(self, *, patient: bool = False) -> None:
         self.started = True
+
+    def wait_served(self, limit_s: float) -> bool:
+        return True
+
+    def lost(self) -> list[LostMount]:
+        return self.left
 
     def resolve(
         self, reference: str, access: Access, view: View, *, cancel: threading.Event | None = None
@@ -114,6 +121,9 @@ class FakeManager:
 
     def unmount(self, mount_id: str, *, lazy: bool = False) -> None:
         with self._lock:
+            self.left = [lost for lost in self.left if lost.mount_id != mount_id]
+            if mount_id not in self.mounts:
+                return
             fd, mountpoint = self.mounts[mount_id]
             device.unmount(mountpoint, lazy=lazy)
             os.close(fd)

@@ -82,11 +82,18 @@ def test_a_record_under_another_name_is_damaged(tmp_path: Path) -> None:
     assert loaded(tmp_path).all() == []
 
 
-def test_a_record_of_a_newer_version_stops_the_start(tmp_path: Path) -> None:
-    """An older plugin would treat its volume as an orphan."""
-    loaded(tmp_path).put(record(version=2))
-    with pytest.raises(InvalidConfig, match="run the newer weightless"):
-        loaded(tmp_path)
+def test_a_record_that_needs_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    """It is not taken for nothing, and goes when it is asked to; one that only is of a later version is read."""
+    loaded(tmp_path).put(record(version=2, needs=2))
+    records = loaded(tmp_path)
+    assert records.all() == []
+    assert records.is_unreadable(record().name)
+    assert len(records.unreadable) == 1
+    records.remove(record().name)
+    assert not records.is_unreadable(record().name)
+    assert list((tmp_path / "volumes").iterdir()) == []
+    records.put(record(version=2))
+    assert loaded(tmp_path).all() == [record(version=2)]
 
 
 def test_fields_of_a_later_release_are_passed_over(tmp_path: Path) -> None:

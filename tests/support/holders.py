@@ -31,7 +31,13 @@ class Place:
         self.gone: list[MountStatus] = []
 
     def manager(
-        self, name: str = "holder", *, use_keeper: bool = True, start_limit_s: float = 30.0, **more: Any
+        self,
+        name: str = "holder",
+        *,
+        use_keeper: bool = True,
+        start_limit_s: float = 30.0,
+        patient: bool = False,
+        **more: Any,
     ) -> MountManager:
         """`more`: other fields of `HolderSettings`."""
         settings = HolderSettings(
@@ -44,7 +50,7 @@ class Place:
             **more,
         )
         manager = MountManager(settings, on_gone=self.gone.append)
-        manager.start()
+        manager.start(patient=patient)
         self.managers.append(manager)
         return manager
 

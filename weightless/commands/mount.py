@@ -35,9 +35,13 @@ def run(
 ) -> None:
     wiring.check_reference(reference)
     run_dir = wiring.begin(settings)
+    mountpoint, orphaned = _mountpoint(directory, run_dir)
+    if orphaned and holder.wait_for_successor(run_dir, mountpoint) is not None:
+        console.say(f"{directory} is mounted, its holder had died: it is served again")
+        return
     order = holder.Order(
         reference=reference,
-        mountpoint=str(_mountpoint(directory, run_dir)),
+        mountpoint=str(mountpoint),
         view=wiring.view(exclude, exclude_weights=exclude_weights),
         settings=settings,
     )
@@ -47,17 +51,17 @@ def run(
     _tell(_start(order, run_dir), directory)
 
 
-def _mountpoint(directory: Path, run_dir: Path) -> Path:
-    """Where to mount. A mount of ours whose holder died may be mounted on: it is served again."""
+def _mountpoint(directory: Path, run_dir: Path) -> tuple[Path, bool]:
+    """Where to mount, and whether that is a mount of ours whose holder died: it is served again."""
     try:
-        return device.usable_mountpoint(directory)
+        return device.usable_mountpoint(directory), False
     except WeightlessError:
         with contextlib.suppress(OSError):
             path = resolve(directory.absolute())
             there = MountTable.read().at(path)
             orphaned = there is not None and there.ours and (run_dir / f"{holder.name_of(str(path))}.keeper").exists()
             if orphaned and all(mount.mountpoint != str(path) for mount in control.statuses(run_dir)):
-                return path
+                return path, True
         raise
 
 

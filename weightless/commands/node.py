@@ -11,6 +11,7 @@ from csi.plugin import NodePlugin, PluginSettings
 from fuse.errors import InvalidRequest
 from fuse.mounting import control
 from fuse.mounting.manager import MountManager
+from fuse.mounting.values import WithoutResend
 from weightless import wiring
 from weightless.holder import NODE, signals_call
 from weightless.options import Settings
@@ -27,6 +28,8 @@ def run(
     kubelet_dir: Path | None,
     state_dir: Path | None,
     metrics_address: str | None,
+    keeper: str | None,
+    without_resend: WithoutResend | None,
 ) -> None:
     """Serves until SIGTERM; published volumes stay mounted then. Raises InvalidConfig, Conflict, Missing."""
     section = settings.config.node
@@ -40,7 +43,16 @@ def run(
         state_dir=_directory(state_dir, section.state_dir, _STATE),
         metrics_address=metrics_address or section.metrics_address or None,
     )
-    holder = wiring.holder_settings(settings, run_dir, name=NODE, log_to_stderr=True, log_level=level)
+    named = keeper or section.keeper
+    holder = wiring.holder_settings(
+        settings,
+        run_dir,
+        name=NODE,
+        log_to_stderr=True,
+        log_level=level,
+        keeper=wiring.socket_path(named, "--keeper") if named else None,
+        without_resend=without_resend,
+    )
     manager = MountManager(holder)
     plugin = NodePlugin(plugin_settings, manager)
     ended = threading.Event()

@@ -19,7 +19,7 @@ _LIST = "weightless status shows what is mounted"
 def run(settings: Settings, directory: Path, *, lazy: bool) -> None:
     run_dir = wiring.begin(settings)
     path = _mounted(directory)
-    found = _holder(run_dir, path)
+    found = _holder(run_dir, path) or holder.wait_for_successor(run_dir, path)
     if found is not None and found.name == holder.NODE:
         raise InvalidRequest(
             "belongs to the node plugin, pods may use it",

@@ -14,9 +14,9 @@ ROOT_NODE = Node(ROOT, "", "d", 0o555, 0)
 BLOB = Blob("sha256:" + "a" * 64, 100, "type")
 
 
-def table(*nodes: Node, version: int = 1) -> Table:
+def table(*nodes: Node, version: int = 1, needs: int = 1) -> Table:
     artifact = Artifact(digest="sha256:m", media_type="m", view=View(exclude=("*.bin",)))
-    return Table(artifacts=(artifact,), blobs=(BLOB,), nodes=(ROOT_NODE, *nodes), version=version)
+    return Table(artifacts=(artifact,), blobs=(BLOB,), nodes=(ROOT_NODE, *nodes), version=version, needs=needs)
 
 
 @given(
@@ -46,7 +46,7 @@ def test_a_table_is_read_back_as_written(files: list[tuple[str, int, int]]) -> N
         table(Node(ROOT, "a", "f", 0o444, 0, 50, 0, 51)),
         table(Node(ROOT, "a", "f", 0o444, 0, 50, 0, -1)),
         table(Node(ROOT, "a", "f", 0o444, 0, -1)),
-        table(version=2),
+        table(version=2, needs=2),
     ],
 )
 def test_a_table_that_contradicts_itself_is_refused(broken: Table) -> None:
