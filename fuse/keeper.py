@@ -220,6 +220,8 @@ class Keeper:
     def _serve(self, client: socket.socket) -> None:
         try:
             packet, fds, flags, _ = socket.recv_fds(client, _MAX_PACKET, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            for fd in fds:
+                os.set_inheritable(fd, False)  # recv_fds of Python before 3.12 takes no notice of its flags
             if not packet:
                 raise ConnectionResetError
             answer, given = self._answer(
