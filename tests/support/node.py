@@ -30,6 +30,8 @@ class Node:
         self.socket = self.kubelet / "plugins" / "csi.weightless.dev" / "csi.sock"
         self.options = options
         self.metrics_address = metrics_address
+        self.more: tuple[str, ...] = ()
+        """Options of `node` itself."""
         self.process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
         self.socket.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +40,7 @@ class Node:
         return [
             *(COMMAND, "--cache-dir", str(self.sandbox.cache), "--log-level", "debug", *self.options, "node"),
             *("--endpoint", f"unix://{self.socket}", "--node-id", "test-node"),
-            *("--kubelet-dir", str(self.kubelet), "--state-dir", str(self.state)),
+            *("--kubelet-dir", str(self.kubelet), "--state-dir", str(self.state), *self.more),
             *(("--metrics-address", self.metrics_address) if self.metrics_address else ()),
         ]
 

@@ -291,8 +291,9 @@ def test_a_keeper_starts_a_successor_five_times_at_once_and_then_waits(here: Pla
     path = here.box.run / "reviving.sock"
     log = here.box.root / "started"
     code = (
-        "import os, sys\n"
-        "word = os.pread(3, 100, 0).decode() + os.environ['WORD'] + str([os.readlink(f'/proc/self/fd/{n}') for n in range(3, 9) if os.path.lexists(f'/proc/self/fd/{n}')])\n"
+        "import os\n"
+        "links = [f'/proc/self/fd/{number}' for number in range(3, 9)]\n"
+        "word = os.pread(3, 100, 0).decode() + os.environ['WORD'] + str([os.readlink(l) for l in links if os.path.lexists(l)])\n"
         f"print(word, file=open({str(log)!r}, 'a'))"
     )
     program = {"argv": [sys.executable, "-I", "-S", "-c", code], "env": {"WORD": " heard "}}
