@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from bench import memory, sequential, tensor_overfetch, time_to_first_byte
+from bench import memory, recovery, sequential, tensor_overfetch, time_to_first_byte
 from bench.results import Result, show
 from fuse.errors import WeightlessError
 from weightless import console
@@ -17,6 +17,7 @@ BENCHMARKS: Final[dict[str, Callable[[], list[Result]]]] = {
     "tensor_overfetch": tensor_overfetch.measure,
     "sequential": sequential.measure,
     "memory": memory.measure,
+    "recovery": recovery.measure,
 }
 
 

@@ -38,7 +38,7 @@ from fuse.errors import Conflict, InvalidConfig
 from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health, MountStatus
 
-_SERVED_LIMIT_S: Final = 30.0
+_SERVED_LIMIT_S: Final = 20.0
 """How long a start waits for its predecessor's mounts to be served. What is not by then has a condition that says why."""
 _GRACE_S: Final = 10.0
 """Kubernetes gives 30 s between SIGTERM and SIGKILL."""

@@ -19,6 +19,8 @@ from fuse.filesystem.table import View
 VERSION: Final = 1
 
 Prefetch = Literal["full", "none"]
+WithoutResend = Literal["wait", "abort"]
+"""What becomes of requests that a dead worker held, on kernels that give them to no other."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

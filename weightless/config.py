@@ -40,8 +40,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 
 from fuse.errors import InvalidConfig, InvalidRequest
-from fuse.mounting.values import WithoutResend
-from fuse.spec import Prefetch
+from fuse.spec import Prefetch, WithoutResend
 from weightless.units import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]

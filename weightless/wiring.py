@@ -15,7 +15,7 @@ from fuse.mounting.access import AccessReader
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_start import FetcherSettings
 from fuse.mounting.manager import HolderSettings
-from fuse.mounting.values import WithoutResend
+from fuse.spec import WithoutResend
 from weightless.options import Settings
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fuse import spec
 from fuse.artifact.reference import Reference
 from fuse.filesystem.table import View
 from fuse.mounting.fetcher_start import FetcherSettings
 from fuse.mounting.pulse import LOOK_S
-
-WithoutResend = Literal["wait", "abort"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +26,7 @@ class HolderSettings:
     """The socket of a keeper that runs by itself (`weightless keeper`). None: a keeper of our own, in the run directory."""
     successor: Callable[[], Sequence[int]] | None = None
     """Makes what a keeper needs to start another holder when this one dies (`fuse.keeper`, `revive`). None: others see to it."""
-    without_resend: WithoutResend = "wait"
+    without_resend: spec.WithoutResend = "wait"
     """What becomes of requests that a dead worker held, on kernels that give them to no other (before 6.9): they wait for ever,
     or the connection is aborted, and the mount made anew for later users."""
     look_s: float = LOOK_S

@@ -238,6 +238,7 @@ def test_holder_and_keeper_start_each_other_again(world, reference):
     assert before["keeper_pid"] == after["keeper_pid"]
     os.kill(after["keeper_pid"], signal.SIGKILL)
     poll_until(lambda: world.statuses()[0]["keeper_pid"] not in (None, after["keeper_pid"]))
+    assert "keeper 1" in world.run("status").stdout
     os.kill(after["holder_pid"], signal.SIGKILL)
     last = served_by_another(world, after)
     assert not any(reference in command for command in world.processes().values())

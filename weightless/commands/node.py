@@ -11,7 +11,7 @@ from csi.plugin import NodePlugin, PluginSettings
 from fuse.errors import InvalidRequest
 from fuse.mounting import control
 from fuse.mounting.manager import MountManager
-from fuse.mounting.values import WithoutResend
+from fuse.spec import WithoutResend
 from weightless import wiring
 from weightless.holder import NODE, signals_call
 from weightless.options import Settings

@@ -33,7 +33,7 @@ def run(settings: Settings, *, json: bool) -> None:
         console.note("nothing else is mounted" if unanswered else "nothing is mounted")
         return
     columns = ("mountpoint", "reference", "cached", "rate", "reads", "waits", "state", "since", "restarts", "reason")
-    drawn = console.table(*columns, right=("reads", "restarts"), whole=("state",))
+    drawn = console.table(*columns, right=("reads",), whole=("state",))
     for mount in mounts:
         drawn.add_row(
             console.plain(mount.mountpoint),
@@ -44,7 +44,7 @@ def run(settings: Settings, *, json: bool) -> None:
             _waits(mount),
             mount.condition.state,
             _since(mount),
-            str(mount.worker_restarts.count),
+            _restarts(mount),
             console.plain(_reason(mount)),
         )
     console.show(drawn)
@@ -93,3 +93,9 @@ def _document(mount: MountStatus) -> dict[str, Any]:
     document: dict[str, Any] = msgspec.to_builtins(mount)
     document["condition"]["since_iso"] = mount.condition.since_iso
     return document
+
+
+def _restarts(mount: MountStatus) -> str:
+    """Of what serves it, since its holder started; --json has the reasons."""
+    told = {"worker": mount.worker_restarts, "fetcher": mount.fetcher_restarts, "keeper": mount.keeper_restarts}
+    return ", ".join(f"{name} {restarts.count}" for name, restarts in told.items() if restarts.count) or "-"

@@ -232,6 +232,20 @@ def test_without_resend_the_connection_is_aborted_where_that_is_wanted(
     assert finish(reader(path)) == SUM
 
 
+def test_sigterm_lets_a_worker_answer_first(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has taken it answers, so that even a kernel that cannot send it again loses nothing; then another serves."""
+    monkeypatch.setenv("WEIGHTLESS_TEST_WITHOUT_RESEND", "1")
+    manager = here.manager()
+    mount_id, path = here.mount(manager)
+    before = manager.status(mount_id)
+    reading = holding(here, manager, mount_id, path)
+    os.kill(before.worker_pid or 0, signal.SIGTERM)
+    os.kill(before.fetcher_pid or 0, signal.SIGCONT)
+    assert finish(reading) == SUM
+    until(lambda: manager.status(mount_id).worker_pid not in (None, before.worker_pid), "another worker serves")
+    assert manager.status(mount_id).worker_restarts.reason == "ended with status 0"
+
+
 def test_without_resend_an_idle_worker_may_die(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """It held nothing, so nothing is aborted."""
     monkeypatch.setenv("WEIGHTLESS_TEST_WITHOUT_RESEND", "1")
