@@ -159,7 +159,9 @@ class NodePlugin:
         """The kernel has ended a mount that nobody here unmounted."""
         for record in self._records.all():
             if record.identity == status.id and record.stage == "published":
-                self._mender.add(record, Reason.UNMOUNTED, "the file system was unmounted by somebody else")
+                self._mender.add(
+                    record, Reason.UNMOUNTED, "the kernel has ended the file system: it was unmounted, or aborted"
+                )
 
     def _volumes(self) -> list[Health]:
         """The condition of every published volume."""

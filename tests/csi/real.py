@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -48,10 +48,11 @@ def access(place: Place) -> AccessReader:
     return AccessReader(local_allowed=True, docker_config=place.root / "docker")
 
 
-def real_manager(place: Place) -> MountManager:
+def real_manager(place: Place, **more: Any) -> MountManager:
+    """`more`: other fields of `HolderSettings`."""
     run_dir = place.root / "run"
     return MountManager(
-        HolderSettings(cache_dir=place.root / "cache", run_dir=run_dir, name="node", log_level="warning")
+        HolderSettings(cache_dir=place.root / "cache", run_dir=run_dir, name="node", log_level="warning", **more)
     )
 
 

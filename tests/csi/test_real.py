@@ -17,6 +17,7 @@ import pytest
 from fuse.mounting.mountinfo import MountTable
 from tests.csi.harness import Kubelet, Place, running
 from tests.csi.real import CONFIG, WEIGHTS, PluginProcess, access, model_registry, real_manager
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
 
@@ -132,6 +133,41 @@ def test_a_mount_that_is_gone_is_made_again(place: Place, reference: str) -> Non
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert (target / "config.json").read_bytes() == CONFIG
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
+
+
+def test_an_aborted_mount_is_made_anew_for_later_pods(
+    place: Place, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernel without RESEND, `without-resend = abort`: who read gets an error, the target shows a new file system."""
+    monkeypatch.setenv("WEIGHTLESS_TEST_WITHOUT_RESEND", "1")
+    target = place.target()
+    manager = real_manager(place, without_resend="abort")
+    with running(place, manager, access=access(place)) as (_, kubelet):
+        kubelet.publish(target, reference=reference, attributes={"prefetch": "none"})
+        before = MountTable.read().at(target)
+        (status,) = manager.statuses()
+        assert status.fetcher_pid is not None
+        assert status.worker_pid is not None
+        os.kill(status.fetcher_pid, signal.SIGSTOP)
+        command = ["sh", "-c", 'cd "$0" && exec cat model.safetensors', str(target)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as failing:
+            until(lambda: manager.statuses()[0].waiting, "a read waits in the worker")
+            os.kill(status.worker_pid, signal.SIGKILL)
+            _, said = failing.communicate(timeout=30)
+        os.kill(status.fetcher_pid, signal.SIGCONT)
+        assert failing.returncode != 0
+        assert b"not connected" in said or b"abort" in said, said
+
+        def anew() -> bool:
+            now = MountTable.read().at(target)
+            return before is not None and now is not None and now.device != before.device
+
+        until(anew, "it is mounted anew")
+        until(lambda: not kubelet.stats(target).volume_condition.abnormal, "its condition is well")
+        with reader(target / "model.safetensors") as read:
+            assert read(len(WEIGHTS)) == WEIGHTS
         kubelet.unpublish(target)
         assert place.leftovers() == []
 
