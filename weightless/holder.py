@@ -181,9 +181,13 @@ def _again(number: int) -> None:
     order = msgspec.json.decode(wire.read_whole(number, wire.MAX_MESSAGE_BYTES), type=Order)
     os.close(number)
     run_dir = wiring.begin(order.settings, "mount")
-    with log_file(run_dir / f"{name_of(order.mountpoint)}.log", again=True):
+    log = log_path(run_dir, order.mountpoint, os.getpid())
+    with log_file(log):
         holder = Holder(order, run_dir, log_to_stderr=True)
         with signals_call(holder.end), holder:
+            for left in run_dir.glob(f"{name_of(order.mountpoint)}.*.log"):
+                if left != log:  # we hold the lock: it is of one that was killed
+                    left.unlink(missing_ok=True)
             if holder.take_up() is not None:
                 _log.info("mount_taken_up", mountpoint=order.mountpoint)
                 holder.wait()
@@ -268,19 +272,15 @@ class _Caller:
 
 
 @contextmanager
-def log_file(path: Path, *, again: bool = False) -> Iterator[None]:
-    """Standard error is this file, which is removed at the end. `again` adds to what is there."""
-    new = 0 if again else os.O_TRUNC
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | new | os.O_APPEND | os.O_CLOEXEC, 0o600)
+def log_file(path: Path) -> Iterator[None]:
+    """Standard error is this file, which is removed at the end."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(fd, 2)
     os.close(fd)
     try:
         yield
-    except BaseException:
-        if not again:  # else it may be that of a holder which was quicker
-            path.unlink(missing_ok=True)
-        raise
-    path.unlink(missing_ok=True)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
