@@ -1,9 +1,10 @@
 """Notices a worker or a fetcher that lives and does nothing. What that means is in `fuse.mounting.pulse`.
 
-Nothing is looked at while nothing waits: the device of a mount becomes readable with the first request, this wakes one thread,
-and that looks once a second as long as the mount has requests outstanding (`fuse.mounting.fusectl`; without it, as long as
-the worker says that reads wait). Then the device is armed again. The fetcher is asked for a sign of life while some mount is
-looked at, or somebody waits for its answer.
+No process is asked anything while nothing waits: the device of a mount becomes readable with the first request, this wakes one
+thread, and that looks once a second as long as the mount has requests outstanding (`fuse.mounting.fusectl`; without it, as
+long as the worker says that reads wait). Then the device is armed again. A worker that takes the request faster than we wake
+hides it: so the kernel's counts, which cost microseconds, are read of all mounts every few seconds as well. The fetcher is asked
+for a sign of life while some mount is looked at, or somebody waits for its answer.
 
 It decides nothing but who is dead: `give_up` and `fetcher_wedged` are called, on its thread, to do something about it.
 """
@@ -26,6 +27,8 @@ from fuse.mounting.pulse import Look, Pulse
 from fuse.mounting.watch import Watch
 from fuse.mounting.worker import Worker
 
+IDLE_LOOKS: Final = 5
+"""How many times rarer mounts are looked at on which nothing seems to wait."""
 FETCHER_SILENT_LOOKS: Final = 15
 """It may be busy with a large table, which is decoded where it answers."""
 REASONS: Final = {
@@ -115,16 +118,25 @@ class Vitals:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            self._wake.wait()
+            self._wake.wait(self._look_s * IDLE_LOOKS)
             if self._closing.wait(self._look_s):
                 return
             self._wake.clear()
             try:
+                self._look_for_hidden()
                 busy = [self._look(device, watched) for device, watched in self._active()]
                 if self._look_at_fetcher(needed=any(busy)) or any(busy):
                     self._wake.set()
             except Exception:  # noqa: BLE001  (a thread that must not end while the mounts live)
                 _log.exception("look_failed")
+
+    def _look_for_hidden(self) -> None:
+        with self._lock:
+            for watched in self._watched.values():
+                if not watched.active:
+                    waiting = self._connections.waiting(watched.mount.minor)
+                    report = watched.mount.worker.report if watched.mount.worker is not None else None
+                    watched.active = bool(waiting if waiting is not None else report is not None and report.waiting)
 
     def _active(self) -> list[tuple[int, _Watched]]:
         with self._lock:
