@@ -9,17 +9,20 @@ libfuse has one end of a SOCK_SEQPACKET pair in place of the device; the other e
 device by one more thread. libfuse writes with the interpreter lock held: if the socket were full, nobody could empty it. So no
 more requests are passed on than the answers of which have room (`_MOST_PASSED` of `MAX_LISTING_BYTES`); the rest waits here.
 
-Threads end when the kernel ends the connection; until then they sit in read(2), and end with the process.
+Threads sit in read(2) until the kernel ends the connection. `leave` gets them out of there with a signal, so that none takes a
+request that it would not answer: a kernel before 6.9 never sends it again.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 import structlog
@@ -36,6 +39,8 @@ _REPLY_BYTES: Final = 256 * 1024
 _OVER: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF})
 _VANISHED: Final = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
 """What the kernel says when the process behind a request was killed before the request was read, or answered."""
+_NUDGE: Final = signal.SIGUSR1
+_NUDGE_S: Final = 0.02
 
 _log = structlog.get_logger()
 
@@ -75,20 +80,35 @@ class Connection:
         self._passed = 0
         self._waiting: deque[bytes] = deque()
         self._leaving = False
+        self._threads = [
+            threading.Thread(target=self._take, name=f"requests-{number}", daemon=True) for number in range(THREADS)
+        ]
 
     def start(self) -> None:
-        """From now on requests are taken. The INIT reply must have been written."""
-        os.set_blocking(
-            self._device, True
-        )  # the descriptor's file is shared with predecessors, who may have thought otherwise
+        """From now on requests are taken. The INIT reply must have been written. On the process's main thread."""
+        signal.signal(_NUDGE, lambda *_: None)
+        # The descriptor's file is shared with predecessors, who leave it otherwise.
+        os.set_blocking(self._device, True)
         self._peer.setblocking(True)
         threading.Thread(target=self._pump, name="answers", daemon=True).start()
-        for number in range(THREADS):
-            threading.Thread(target=self._take, name=f"requests-{number}", daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def leave(self) -> None:
-        """Takes no new request: what is read from now on is dropped, for the kernel to send again to a successor."""
+        """Takes no more requests, and returns when those that threads had in hand are answered or handed on."""
         self._leaving = True
+        os.set_blocking(self._device, False)
+        for thread in self._threads:
+            # One that was just about to read when the signal came takes nothing, or one more request: then it ends as well.
+            while thread.is_alive():
+                with suppress(ProcessLookupError):
+                    signal.pthread_kill(thread.ident or 0, _NUDGE)
+                thread.join(_NUDGE_S)
+
+    @property
+    def passing(self) -> int:
+        """How many requests libfuse has not answered yet."""
+        return self._passed
 
     # ---- answers, from any thread ----
 
@@ -121,20 +141,20 @@ class Connection:
             try:
                 length = os.readv(device, into)
             except OSError as error:
-                if error.errno in _VANISHED:
+                if error.errno in _VANISHED and not self._leaving:
                     continue
-                if error.errno not in _OVER:
+                if error.errno not in _VANISHED | _OVER:
                     _log.error("device_failed", error=error.strerror)
                 return
             if not length:
                 return
-            if self._leaving:
-                continue
             try:
                 self._serve(server, buffer[:length])
             except Exception:  # noqa: BLE001  (the edge of a thread: the others and the mount live on)
                 _log.exception("request_crashed")
                 self.fail(requests.opcode(buffer)[1], errno.EIO)
+            if self._leaving:
+                return
 
     def _serve(self, server: ReadServer, request: memoryview) -> None:
         code, unique = requests.opcode(request)

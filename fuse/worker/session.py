@@ -81,7 +81,7 @@ class Session:
         )
         self._waiting: dict[int, tuple[Read, trio.CancelScope]] = {}
         self._idle = trio.Event()
-        self._resends = resend
+        self._resend = resend
         self.reply = b""
 
     @asynccontextmanager
@@ -98,17 +98,17 @@ class Session:
             nursery.cancel_scope.cancel()
 
     async def drain(self, limit_s: float) -> None:
-        """Answers the READs that wait for at most `limit_s`; call it in the body of `serving`.
+        """Takes no new request, and answers the READs that wait for at most `limit_s`; call it in the body of `serving`.
 
-        What is not answered then, and what comes meanwhile, will be sent again to a successor. A kernel that cannot do that is
-        served to the end.
+        What comes meanwhile stays in the kernel for a successor; what is not answered then is sent again, by a kernel that can.
         """
-        if self._resends:
-            self._connection.leave()
+        await trio.to_thread.run_sync(self._connection.leave)
         with trio.move_on_after(limit_s):
             while self._waiting:
                 self._idle = trio.Event()
                 await self._idle.wait()
+            while self._connection.passing:  # noqa: ASYNC110 - names and attributes: answered in a moment, by another thread
+                await trio.sleep(0.001)
 
     def invalidate(self, ino: int) -> None:
         """Makes the kernel forget the pages of a file. Blocks; for a thread, since it waits for READs under way."""
@@ -122,7 +122,8 @@ class Session:
         reply = handshake.patched(self._init, self._ours.recv(4096))
         self._write(reply)
         # Nothing to send again if we are the first; but then it tells whether this kernel can.
-        self._resends = self._resends and self._write(handshake.RESEND)
+        if self._resend:
+            self._write(handshake.RESEND)
         self.reply = self._first_reply or reply
 
     def _write(self, message: bytes) -> bool:
