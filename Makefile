@@ -8,7 +8,7 @@ BIN := .venv/bin
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test faults check format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ demo: setup ## Mount a real model from a small registry of its own, through the 
 
 test: setup ## Run all tests; those that mount need root and are skipped without it
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+faults: setup ## Run the fault suite in full: half an hour of kills, upgrades and faults under readers; needs root
+	@$(AS_ROOT) env WEIGHTLESS_FAULTS=full $(BIN)/pytest tests/faults $(PYTEST_ARGS)
 
 check: setup ## Formatting, lint, types, import rules, generated code
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,128 @@
+"""A registry in a process of its own: `python -m tests.faults.registryprocess OPTIONS`, told what to do by lines of JSON.
+
+The test starts what serves mounts, and readers must not share an interpreter with a registry; so it is neither's. `Registry` is
+the test's side. It outlives nobody: when the test's end of the pipe closes, it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.faults.content import Model
+from tests.support.registry import FaultyRegistry, Tokens
+
+ROOT = Path(__file__).parents[2]
+
+
+class Registry:
+    """A started registry process. `tokens`: it wants Bearer tokens, and gives them to anybody."""
+
+    def __init__(self, *, rate_bytes_per_s: float | None = None, tokens: bool = False, port: int = 0) -> None:
+        options = {"rate_bytes_per_s": rate_bytes_per_s, "tokens": tokens, "port": port}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.registryprocess", json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self.host: str = self._answer()["host"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cuts every connection. May be called twice."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def serve(self, model: Model, repository: str) -> str:
+        """The reference of `model`, tagged v1."""
+        self._ask("serve", model=model.to_json(), repository=repository)
+        return f"{self.host}/{repository}:v1"
+
+    def bytes_sent(self, model: Model) -> int:
+        """Of the files of `model`, since the start: what left for a socket, whether or not it arrived."""
+        sent: dict[str, int] = self._ask("statistics")["bytes_by_blob"]
+        return sum(sent.get(str(digest), 0) for digest in model.digests.values())
+
+    def rate(self, bytes_per_s: float | None) -> None:
+        self._ask("rate", bytes_per_s=bytes_per_s)
+
+    def script(self, kind: str, words: str, *, forever: bool = False) -> None:
+        """As `FaultyRegistry.script`."""
+        self._ask("script", kind=kind, words=words, forever=forever)
+
+    def heal(self) -> None:
+        """Ends all scripts, and lets go whom they hold."""
+        self._ask("heal")
+
+    def do(self, what: str) -> None:
+        """Calls a method without arguments: expire_signatures, revoke_tokens, end_connections."""
+        self._ask("do", what=what)
+
+    def faults_used(self, kind: str) -> list[str]:
+        """The faults that requests of a kind have met."""
+        used: list[str] = self._ask("faults", kind=kind)["used"]
+        return used
+
+    def _ask(self, op: str, **arguments: object) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the registry's process has died"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def _serve(registry: FaultyRegistry, order: dict[str, Any]) -> dict[str, object]:
+    match order.pop("op"):
+        case "serve":
+            Model.from_json(order["model"]).packed.serve(registry, order["repository"], "v1")
+        case "statistics":
+            return {"bytes_by_blob": registry.statistics().bytes_by_blob}
+        case "rate":
+            registry.rate.bytes_per_s = order["bytes_per_s"]
+        case "script":
+            registry.script(order["kind"], order["words"], forever=order["forever"])
+        case "heal":
+            registry.clear_scripts()
+            registry.release()
+        case "do":
+            getattr(registry, order["what"])()
+        case "faults":
+            return {"used": [entry.fault for entry in registry.requests(order["kind"]) if entry.fault != "ok"]}
+    return {}
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    tokens = Tokens(anonymous=True) if options["tokens"] else None
+    with FaultyRegistry(tokens=tokens, port=options["port"], rate_bytes_per_s=options["rate_bytes_per_s"]) as registry:
+        sys.stdout.write(json.dumps({"host": registry.host}) + "\n")
+        sys.stdout.flush()
+        for line in sys.stdin:
+            sys.stdout.write(json.dumps(_serve(registry, json.loads(line))) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
