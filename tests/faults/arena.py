@@ -194,33 +194,35 @@ class Arena:
         strike: Callable[[], None],
         *,
         times: int,
+        lasting_s: float = 0.0,
         pause_s: tuple[float, float] = PAUSE_S,
         losses: int | None = None,
         directory: Path | None = None,
     ) -> Account:
-        """Strikes `times` times, at random moments, under four readers, and asserts what holds of every case.
+        """Strikes `times` times or for `lasting_s`, whichever is longer, at random moments under four readers.
 
-        No error and no wrong byte, then and when everything is read once more at the end. `losses`: how many of the strikes
-        may cost bytes, each at most one block a connection (by default all of them).
+        It asserts what holds of every case: no error and no wrong byte, then and when everything is read once more at the end,
+        and no byte fetched twice but one block a connection at each strike, or at `losses` of them.
         """
         directory = directory or self.target
         model = self.model
         assert [] == (warmed := read_once("warm", directory, model)).errors + warmed.wrong
         # So slow that it lasts as long as the strikes do; and somebody wants the rest, which nobody has until now.
         cold = model.size - sum(file.size for file in model.files if file.warm)
-        self.registry.rate(cold / (times * (sum(pause_s) / 2 + 0.7)))
+        self.registry.rate(cold / max(lasting_s, times * (sum(pause_s) / 2 + 0.7)))
         self.publish("pod-2", self.reference, prefetch="full")
         readers = Readers(directory, model, chance)
         moments: list[float] = []
         try:
             readers.watch(chance.uniform(*pause_s))
-            for _ in range(times):
+            end = time.monotonic() + lasting_s
+            while len(moments) < times or time.monotonic() < end:
                 moments.append(time.monotonic())
                 strike()
                 readers.watch(chance.uniform(*pause_s))
             self.registry.rate(None)
             readers.watch(0.5)
-            account = Account(case=case, strikes=times, reports=readers.finish())
+            account = Account(case=case, strikes=len(moments), reports=readers.finish())
         finally:
             readers.kill()
         account.stalls = stalls(account.reports, moments)
@@ -230,7 +232,7 @@ class Arena:
         account.show()
         assert [] == account.errors
         assert [] == account.wrong
-        lost = (times if losses is None else losses) * CONNECTIONS * MIB
+        lost = (len(moments) if losses is None else losses) * CONNECTIONS * MIB
         assert model.size <= account.bytes_sent <= model.size + lost
         return account
 

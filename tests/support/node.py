@@ -32,6 +32,8 @@ class Node:
         self.metrics_address = metrics_address
         self.more: tuple[str, ...] = ()
         """Options of `node` itself."""
+        self.environment: dict[str, str] = {}
+        """Beyond the sandbox's own."""
         self.process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
         self.socket.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self.sandbox.environment,
+                env={**self.sandbox.environment, **self.environment},
                 cwd=self.sandbox.root,
             )
         # Without a proxy, and without the back-off that a channel has after a failed connect.
