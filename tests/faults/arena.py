@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -62,10 +62,8 @@ class Readers:
         """Whatever they are doing; harmless after `finish`."""
         for process in self._started.values():
             process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    stream.close()
+        for process in self._started.values():
+            end_reader(process)
 
 
 def start_reader(kind: str, directory: Path, model: Model, *, seed: int = 0) -> subprocess.Popen[str]:
@@ -97,11 +95,17 @@ def read_once(kind: str, directory: Path, model: Model, *, limit_s: float = READ
     try:
         return report_of(kind, process, limit_s)
     finally:
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+        end_reader(process)
+
+
+def end_reader(process: subprocess.Popen[str]) -> None:
+    """Kills it. One that waits where nobody serves ends later, when the sandbox takes the mount away."""
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(2)
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
 
 
 @dataclass(slots=True, kw_only=True)

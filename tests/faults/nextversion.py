@@ -1,9 +1,9 @@
 """The next version of Weightless, as far as this one can know it: a copy of the packages with what a next version would change.
 
-It calls itself otherwise, has one more optional field in every struct that is kept or sent between processes that need not be of one
-version, one more key in what the keeper is told, and orders files in another way: if it computed the inode numbers of a mount
-anew instead of serving the table that the mount was made with, every open file would become another one. The copy is run by the
-same interpreter, from PYTHONPATH.
+It calls itself otherwise, has one more optional field in every struct that is kept, or sent between processes that need not be of
+one version, one more key in what the keeper is told, and orders files in another way: if it computed the inode numbers of a
+mount anew instead of serving the table that the mount was made with, every open file would become another one. The copy is run by
+the same interpreter, from PYTHONPATH.
 """
 
 from __future__ import annotations
