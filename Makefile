@@ -23,7 +23,7 @@ test: setup ## Run all tests; those that mount need root and are skipped without
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 faults: setup ## Run the fault suite in full: half an hour of kills, upgrades and faults under readers; needs root
-	@$(AS_ROOT) env WEIGHTLESS_FAULTS=full $(BIN)/pytest tests/faults $(PYTEST_ARGS)
+	@$(AS_ROOT) env WEIGHTLESS_FAULTS=full $(BIN)/pytest -o faulthandler_timeout=0 tests/faults $(PYTEST_ARGS)
 
 check: setup ## Formatting, lint, types, import rules, generated code
 	@$(BIN)/ruff format --check .

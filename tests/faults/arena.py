@@ -256,12 +256,10 @@ def stalls(reports: list[Report], moments: list[float]) -> list[float]:
 
 
 @contextmanager
-def arena(
-    chance: Random, model: Model, *options: str, tokens: bool = False, rate_bytes_per_s: float | None = None
-) -> Iterator[Arena]:
+def arena(model: Model, *options: str, tokens: bool = False) -> Iterator[Arena]:
     """A sandbox with a plugin in it that has published `model`. Nothing may be left at the end."""
     with sandbox() as box, ExitStack() as stack:
-        registry = stack.enter_context(Registry(tokens=tokens, rate_bytes_per_s=rate_bytes_per_s))
+        registry = stack.enter_context(Registry(tokens=tokens))
         certs_dir = box.directory("certs")
         name_host(certs_dir, registry.host)
         node = stack.enter_context(Node(box, "--certs-dir", str(certs_dir), *options))

@@ -78,7 +78,7 @@ class Model:
     def files(self) -> tuple[File, ...]:
         sizes = {"config.json": 1777, "tokenizer/vocab.txt": 700_001, "tokenizer/merges.txt": MIB}
         # Sizes around the edges of blocks: one byte less, none, one more …
-        share = max(5, self.mebibytes // self.shards)
+        share = max(5, self.mebibytes // max(1, self.shards))
         for number in range(self.shards):
             sizes[f"weights/model-{number:05}.safetensors"] = share * MIB + (number % 3 - 1) * (1 + 4095 * (number % 2))
         return tuple(

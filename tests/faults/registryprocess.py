@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,18 +21,30 @@ ROOT = Path(__file__).parents[2]
 
 
 class Registry:
-    """A started registry process. `tokens`: it wants Bearer tokens, and gives them to anybody."""
+    """A started registry, with an object store that it can redirect to. `tokens`: it wants Bearer tokens, and gives them."""
 
-    def __init__(self, *, rate_bytes_per_s: float | None = None, tokens: bool = False, port: int = 0) -> None:
-        options = {"rate_bytes_per_s": rate_bytes_per_s, "tokens": tokens, "port": port}
+    def __init__(self, *, tokens: bool = False) -> None:
+        self._options = {"tokens": tokens, "port": 0}
+        self._served: dict[str, Model] = {}
+        self._start()
+        self._options["port"] = int(self.host.rpartition(":")[2])
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.registryprocess", json.dumps(options)],
+            [sys.executable, "-m", "tests.faults.registryprocess", json.dumps(self._options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
         )
         self.host: str = self._answer()["host"]
+
+    def restart(self) -> None:
+        """As after a crash: at the same address with the same content, but without counters, scripts and tokens."""
+        self.close()
+        self._start()
+        for repository, model in self._served.items():
+            self.serve(model, repository)
 
     def __enter__(self) -> Self:
         return self
@@ -51,6 +64,7 @@ class Registry:
 
     def serve(self, model: Model, repository: str) -> str:
         """The reference of `model`, tagged v1."""
+        self._served[repository] = model
         self._ask("serve", model=model.to_json(), repository=repository)
         return f"{self.host}/{repository}:v1"
 
@@ -72,7 +86,7 @@ class Registry:
 
     def do(self, what: str) -> None:
         """Calls a method without arguments: expire_signatures, revoke_tokens, end_connections."""
-        self._ask("do", what=what)
+        self._ask(what)
 
     def faults_used(self, kind: str) -> list[str]:
         """The faults that requests of a kind have met."""
@@ -93,12 +107,15 @@ class Registry:
         return answer
 
 
-def _serve(registry: FaultyRegistry, order: dict[str, Any]) -> dict[str, object]:
+def _serve(registry: FaultyRegistry, store: FaultyRegistry, order: dict[str, Any]) -> dict[str, object]:
     match order.pop("op"):
         case "serve":
-            Model.from_json(order["model"]).packed.serve(registry, order["repository"], "v1")
+            packed = Model.from_json(order["model"]).packed
+            for server in (registry, store):
+                packed.serve(server, order["repository"], "v1")
         case "statistics":
-            return {"bytes_by_blob": registry.statistics().bytes_by_blob}
+            sent = [Counter(server.statistics().bytes_by_blob) for server in (registry, store)]
+            return {"bytes_by_blob": sent[0] + sent[1]}
         case "rate":
             registry.rate.bytes_per_s = order["bytes_per_s"]
         case "script":
@@ -106,8 +123,13 @@ def _serve(registry: FaultyRegistry, order: dict[str, Any]) -> dict[str, object]
         case "heal":
             registry.clear_scripts()
             registry.release()
-        case "do":
-            getattr(registry, order["what"])()
+        case "expire_signatures":
+            store.expire_signatures()
+        case "revoke_tokens":
+            registry.revoke_tokens()
+        case "end_connections":
+            registry.end_connections()
+            store.end_connections()
         case "faults":
             return {"used": [entry.fault for entry in registry.requests(order["kind"]) if entry.fault != "ok"]}
     return {}
@@ -116,11 +138,15 @@ def _serve(registry: FaultyRegistry, order: dict[str, Any]) -> dict[str, object]
 def main() -> None:
     options = json.loads(sys.argv[1])
     tokens = Tokens(anonymous=True) if options["tokens"] else None
-    with FaultyRegistry(tokens=tokens, port=options["port"], rate_bytes_per_s=options["rate_bytes_per_s"]) as registry:
+    with (
+        FaultyRegistry() as store,
+        FaultyRegistry(tokens=tokens, port=options["port"], object_store=store) as registry,
+    ):
+        store.rate = registry.rate  # of both together, as of one link
         sys.stdout.write(json.dumps({"host": registry.host}) + "\n")
         sys.stdout.flush()
         for line in sys.stdin:
-            sys.stdout.write(json.dumps(_serve(registry, json.loads(line))) + "\n")
+            sys.stdout.write(json.dumps(_serve(registry, store, json.loads(line))) + "\n")
             sys.stdout.flush()
 
 

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow, scale.LIMIT]
 @contextmanager
 def published(chance: Random) -> Iterator[Arena]:
     model = Model(seed=chance.randrange(1 << 30), mebibytes=scale.by_scale(short=36, full=256), shards=6)
-    with arena(chance, model) as here:
+    with arena(model) as here:
         yield here
 
 

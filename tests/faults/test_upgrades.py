@@ -21,7 +21,7 @@ def test_upgrades_and_rollbacks(request: pytest.FixtureRequest) -> None:
     """
     chance = scale.chance(request.node.name)
     model = Model(seed=chance.randrange(1 << 30), mebibytes=scale.by_scale(short=24, full=512), shards=4)
-    with arena(chance, model) as here:
+    with arena(model) as here:
         copy = nextversion.make(here.box.root / "next")
         turns = 0
 
