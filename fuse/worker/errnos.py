@@ -15,7 +15,8 @@ from fuse.errors import WeightlessError
 ERRNOS: Final[dict[str, int]] = {
     "internal": errno.EIO,
     "invalid_reference": errno.EINVAL,
-    "invalid_request": errno.EINVAL,
+    # A registry that calls our request wrong (400, 405, 416 …): the reader did nothing that would be EINVAL.
+    "invalid_request": errno.EIO,
     "invalid_config": errno.EIO,
     # Not ENOENT, EACCES: the name is there and the reader may read it; it is the bytes that cannot be had.
     "not_found": errno.EIO,

@@ -117,7 +117,7 @@ def test_what_happens_in_the_middle_is_a_wait(here: Arena, model: Model, name: s
     here.unpublish(volume)
 
 
-@pytest.mark.parametrize("words", ["404", "403", "401"])
+@pytest.mark.parametrize("words", ["404", "403", "401", "400"])
 def test_what_cannot_heal_is_an_error_and_no_byte(here: Arena, model: Model, words: str) -> None:
     """A blob that is not there, or not for these credentials, is EIO at once; the files' names and sizes stay."""
     name = publish(here, model)
