@@ -123,7 +123,10 @@ class Reader:
                 length = min(self.chance.choice((4096, 131072, MIB, 1_000_003)), file.size - offset)
                 self._pread(fd, file, offset, length)
                 offset += length
+                if length >= MIB:
+                    _drop(fd)
         finally:
+            _drop(fd)
             os.close(fd)
         return False
 
@@ -135,12 +138,12 @@ class Reader:
             file, fd = self.chance.choice(opened)
             length = min(self.chance.choice((1, 4096, 65536, 262144)), file.size)
             self._pread(fd, file, self.chance.randrange(file.size - length + 1), length)
+            _drop(fd)
 
     def _pread(self, fd: int, file: File, offset: int, length: int) -> None:
         with self.operation(f"pread {file.path} at {offset}", warm=file.warm):
             content = os.pread(fd, length, offset)
             self.check(file, offset, content, length)
-        os.posix_fadvise(fd, offset // 4096 * 4096, length + 4096, os.POSIX_FADV_DONTNEED)
 
     def mmap(self) -> None:
         """Pages anywhere, through mappings that stay all the time."""
@@ -156,7 +159,7 @@ class Reader:
             with self.operation(f"touch {file.path} at {page}", warm=file.warm):
                 self.check(file, page, mapped[page : page + length], length)
             mapped.madvise(mmap.MADV_DONTNEED)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            _drop(fd)
 
     def walk(self) -> None:
         """Names, attributes, extended attributes, opens: none of these needs a registry. Inode numbers never change."""
@@ -187,6 +190,11 @@ class Reader:
                     self.expect(not missing.exists(), f"{missing} exists")
                 if self.stopped():
                     return
+
+
+def _drop(fd: int) -> None:
+    """Takes the whole file from the page cache: of a range, only those folios would go that lie in it entirely."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _say(line: str) -> None:
