@@ -1,7 +1,7 @@
 """A read may be given up at any moment: the kernel interrupts it, or the worker drains. Nothing of it may stay behind.
 
-Each scenario is run as often as a read has checkpoints in it, and cancelled at another one each time. Then nobody waits, other
-reads of the same blocks are served, and so is the next one.
+Each scenario is run as often as a read has moments at which it can be cancelled, and is cancelled at another one each time. Then
+nobody waits, other reads of the same blocks are served, and so is the next one.
 """
 
 from __future__ import annotations
@@ -24,35 +24,44 @@ from tests.support.workerprocess import table_of
 
 CONTENT = bytes(range(256)) * (3 * BLOCK // 256) + b"the rest"
 INO = 2
-MOST_CHECKPOINTS = 60
+MOST_MOMENTS = 100
 
 T = TypeVar("T")
 
 
-class Checkpoints:
-    """Drives a coroutine, counts what it asks of trio, and cancels `scope` just before the question number `at`."""
+class Moments:
+    """Drives a coroutine by hand, and cancels `scope` at its moment number `at`.
+
+    It has one before its first step, one before each thing that it asks of trio, and one after each answer: a cancellation that
+    comes then is met by what it does next.
+    """
 
     def __init__(self, scope: trio.CancelScope, at: int) -> None:
         self.passed = 0
         self._scope = scope
         self._at = at
 
+    def _pass(self) -> None:
+        if self.passed == self._at:
+            self._scope.cancel()
+        self.passed += 1
+
     @types.coroutine
     def drive(self, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        step = lambda: coroutine.send(None)  # noqa: E731
+        answer: Any = None
+        thrown: BaseException | None = None
+        self._pass()
         while True:
             try:
-                question = step()
+                question = coroutine.send(answer) if thrown is None else coroutine.throw(thrown)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
-            if self.passed == self._at:
-                self._scope.cancel()
-            self.passed += 1
+            self._pass()
             try:
-                answer = yield question
-                step = lambda answer=answer: coroutine.send(answer)  # type: ignore[misc]  # noqa: E731
+                answer, thrown = (yield question), None
             except BaseException as error:
-                step = lambda error=error: coroutine.throw(error)  # type: ignore[misc]  # noqa: E731
+                thrown = error
+            self._pass()
 
 
 def absent(_fetcher: FakeFetcher) -> None:
@@ -82,24 +91,23 @@ def held(fetcher: FakeFetcher) -> None:
 
 @pytest.mark.parametrize("scenario", [absent, present, damaged, lent, held], ids=lambda scenario: scenario.__name__)
 @pytest.mark.parametrize("others", [0, 2], ids=["alone", "with others"])
-def test_a_read_given_up_at_any_checkpoint_leaves_nothing(tmp_path: Path, scenario: Any, others: int) -> None:
+def test_a_read_given_up_at_any_moment_leaves_nothing(tmp_path: Path, scenario: Any, others: int) -> None:
     """Whoever reads the same blocks beside it, and whoever comes next, gets them; no wait and no use of a file is left."""
-    for at in range(MOST_CHECKPOINTS):
+    for at in range(MOST_MOMENTS):
         directory = tmp_path / str(at)
         directory.mkdir()
         fetcher = FakeFetcher(directory, [CONTENT])
         scenario(fetcher)
         try:
             if trio.run(_one, fetcher, at, others):
-                assert at > 0
                 return
         finally:
             fetcher.close()
-    pytest.fail(f"a read passes more than {MOST_CHECKPOINTS} checkpoints")
+    pytest.fail(f"a read has more than {MOST_MOMENTS} moments")
 
 
 async def _one(fetcher: FakeFetcher, at: int, others: int) -> bool:
-    """Whether the read was over before it came to checkpoint `at`."""
+    """Whether the read was over before it came to moment `at`."""
     session = FetchSession(1, background=lambda: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None)
     reader = Reader(Tree(table_of({"whole": (0, 0, len(CONTENT))}, [CONTENT])), session)
     reader.set_prefetch(full=False)
@@ -116,11 +124,11 @@ async def _one(fetcher: FakeFetcher, at: int, others: int) -> bool:
             for _ in range(others):
                 nursery.start_soon(other)
             with trio.CancelScope() as scope:
-                checkpoints = Checkpoints(scope, at)
+                moments = Moments(scope, at)
                 if fetcher.held:
                     # It would wait for ever; somebody has to give it up when it has passed all that it can pass.
                     nursery.start_soon(_give_up, scope, reader, fetcher)
-                content = await checkpoints.drive(reader.read(INO, 100, 2 * BLOCK))
+                content = await moments.drive(reader.read(INO, 100, 2 * BLOCK))
                 assert CONTENT[100 : 100 + 2 * BLOCK] == bytes(content)
             fetcher.release()
             while served < others:  # noqa: ASYNC110 - the other end is a thread
@@ -131,7 +139,7 @@ async def _one(fetcher: FakeFetcher, at: int, others: int) -> bool:
             assert CONTENT[-BLOCK:] == bytes(await reader.read(INO, len(CONTENT) - BLOCK, BLOCK))
             nursery.cancel_scope.cancel()
     session.close()
-    return checkpoints.passed <= at
+    return moments.passed <= at
 
 
 async def _give_up(scope: trio.CancelScope, reader: Reader, fetcher: FakeFetcher) -> None:
@@ -143,7 +151,7 @@ async def _give_up(scope: trio.CancelScope, reader: Reader, fetcher: FakeFetcher
 
 def test_a_read_given_up_while_it_fails_leaves_nothing(tmp_path: Path) -> None:
     """The same where the answer is that there will be none: every read beside it gets that answer."""
-    for at in range(MOST_CHECKPOINTS):
+    for at in range(MOST_MOMENTS):
         directory = tmp_path / str(at)
         directory.mkdir()
         fetcher = FakeFetcher(directory, [CONTENT])
@@ -153,7 +161,7 @@ def test_a_read_given_up_while_it_fails_leaves_nothing(tmp_path: Path) -> None:
                 return
         finally:
             fetcher.close()
-    pytest.fail(f"a read passes more than {MOST_CHECKPOINTS} checkpoints")
+    pytest.fail(f"a read has more than {MOST_MOMENTS} moments")
 
 
 async def _failing(fetcher: FakeFetcher, at: int) -> bool:
@@ -178,9 +186,9 @@ async def _failing(fetcher: FakeFetcher, at: int) -> bool:
             nursery.start_soon(other)
             nursery.start_soon(fail_all)
             with trio.CancelScope() as scope:
-                checkpoints = Checkpoints(scope, at)
+                moments = Moments(scope, at)
                 with pytest.raises((NotFound, trio.Cancelled)) as raised:
-                    await checkpoints.drive(reader.read(INO, 100, 2 * BLOCK))
+                    await moments.drive(reader.read(INO, 100, 2 * BLOCK))
                 if isinstance(raised.value, trio.Cancelled):
                     raise raised.value
             while not failed:  # noqa: ASYNC110 - the other end is a thread
@@ -189,4 +197,4 @@ async def _failing(fetcher: FakeFetcher, at: int) -> bool:
             assert 0 == reader.counters.waiting
             nursery.cancel_scope.cancel()
     session.close()
-    return checkpoints.passed <= at
+    return moments.passed <= at
