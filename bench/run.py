@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from bench import memory, recovery, sequential, tensor_overfetch, time_to_first_byte
+from bench import faults, memory, recovery, sequential, tensor_overfetch, time_to_first_byte
 from bench.results import Result, show
 from fuse.errors import WeightlessError
 from weightless import console
@@ -18,6 +18,7 @@ BENCHMARKS: Final[dict[str, Callable[[], list[Result]]]] = {
     "sequential": sequential.measure,
     "memory": memory.measure,
     "recovery": recovery.measure,
+    "faults": faults.measure,
 }
 
 
