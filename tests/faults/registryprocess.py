@@ -10,14 +10,26 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.faults.content import Model
 from tests.support.registry import FaultyRegistry, Tokens
+from weightless.demo.registry import Request, Response
 
 ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """Of the files of one model, since the start."""
+
+    count: int
+    """Bytes that left for a socket, whether or not they arrived."""
+    left_early: int
+    """Answers that the client did not read to their end."""
 
 
 class Registry:
@@ -68,10 +80,16 @@ class Registry:
         self._ask("serve", model=model.to_json(), repository=repository)
         return f"{self.host}/{repository}:v1"
 
+    def sent(self, model: Model) -> Sent:
+        answer = self._ask("statistics")
+        count, left = (
+            sum(answer[name].get(str(digest), 0) for digest in model.digests.values())
+            for name in ("sent", "left_early")
+        )
+        return Sent(count=count, left_early=left)
+
     def bytes_sent(self, model: Model) -> int:
-        """Of the files of `model`, since the start: what left for a socket, whether or not it arrived."""
-        sent: dict[str, int] = self._ask("statistics")["bytes_by_blob"]
-        return sum(sent.get(str(digest), 0) for digest in model.digests.values())
+        return self.sent(model).count
 
     def rate(self, bytes_per_s: float | None) -> None:
         self._ask("rate", bytes_per_s=bytes_per_s)
@@ -107,7 +125,26 @@ class Registry:
         return answer
 
 
-def _serve(registry: FaultyRegistry, store: FaultyRegistry, order: dict[str, Any]) -> dict[str, object]:
+class _Counting(FaultyRegistry):
+    """Knows which answers were not taken to their end."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._under_way: dict[int, int] = {}
+        self.left_early: Counter[str] = Counter()
+
+    def count_bytes(self, response: Response, count: int) -> None:
+        super().count_bytes(response, count)
+        with self._state:
+            self._under_way[id(response)] = self._under_way.get(id(response), 0) + count
+
+    def finished(self, request: Request, response: Response) -> None:
+        with self._state:
+            if self._under_way.pop(id(response), 0) < response.length:
+                self.left_early[response.blob] += 1
+
+
+def _serve(registry: _Counting, store: _Counting, order: dict[str, Any]) -> dict[str, object]:
     match order.pop("op"):
         case "serve":
             packed = Model.from_json(order["model"]).packed
@@ -115,7 +152,7 @@ def _serve(registry: FaultyRegistry, store: FaultyRegistry, order: dict[str, Any
                 packed.serve(server, order["repository"], "v1")
         case "statistics":
             sent = [Counter(server.statistics().bytes_by_blob) for server in (registry, store)]
-            return {"bytes_by_blob": sent[0] + sent[1]}
+            return {"sent": sent[0] + sent[1], "left_early": registry.left_early + store.left_early}
         case "rate":
             registry.rate.bytes_per_s = order["bytes_per_s"]
         case "script":
@@ -139,8 +176,8 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     tokens = Tokens(anonymous=True) if options["tokens"] else None
     with (
-        FaultyRegistry() as store,
-        FaultyRegistry(tokens=tokens, port=options["port"], object_store=store) as registry,
+        _Counting() as store,
+        _Counting(tokens=tokens, port=options["port"], object_store=store) as registry,
     ):
         store.rate = registry.rate  # of both together, as of one link
         sys.stdout.write(json.dumps({"host": registry.host}) + "\n")

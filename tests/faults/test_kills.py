@@ -52,8 +52,16 @@ def test_killed_workers(request: pytest.FixtureRequest) -> None:
     """kill -9 of the worker at random moments: the next one takes the mount over."""
     chance = scale.chance(request.node.name)
     with published(chance) as here:
-        times = scale.by_scale(short=8, full=100)
-        here.try_under_readers("worker, kill -9", chance, lambda: kill_one(here, "worker"), times=times)
+        times = scale.by_scale(short=4, full=100)
+        here.try_under_readers("worker, kill -9", chance, lambda: kill_one(here, "worker"), times=times, rest_after=4)
+
+
+@scale.only_full
+def test_workers_that_keep_dying(request: pytest.FixtureRequest) -> None:
+    """One death after the other: replacements come more slowly then, and still no reader sees an error."""
+    chance = scale.chance(request.node.name)
+    with published(chance) as here:
+        here.try_under_readers("worker, kill -9 without a rest", chance, lambda: kill_one(here, "worker"), times=20)
 
 
 def test_killed_fetchers(request: pytest.FixtureRequest) -> None:
@@ -70,7 +78,7 @@ def test_a_killed_keeper_is_not_noticed(request: pytest.FixtureRequest) -> None:
     with published(chance) as here:
         times = scale.by_scale(short=2, full=20)
         workers = here.pids("worker", "fetcher", "plugin")
-        here.try_under_readers("keeper, kill -9", chance, lambda: kill_one(here, "keeper"), times=times, losses=0)
+        here.try_under_readers("keeper, kill -9", chance, lambda: kill_one(here, "keeper"), times=times, lossy=False)
         assert workers == here.pids("worker", "fetcher", "plugin")
 
 
@@ -117,10 +125,10 @@ def test_workers_killed_while_they_start(request: pytest.FixtureRequest) -> None
         processes.kill([pid])
 
     with published(chance) as here:
-        times = scale.by_scale(short=2, full=20)
+        times = scale.by_scale(short=1, full=20)
         pause_s = scale.by_scale(short=(0.5, 1.0), full=(1.0, 2.0))
         here.try_under_readers(
-            "worker and its starting successors, kill -9", chance, strike, times=times, pause_s=pause_s
+            "worker and its starting successors, kill -9", chance, strike, times=times, pause_s=pause_s, rest_after=1
         )
 
 
