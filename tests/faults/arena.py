@@ -19,7 +19,7 @@ from fuse.fetch.settings import FetcherSettings
 from tests.faults import processes
 from tests.faults.content import MIB, Model
 from tests.faults.reader import KINDS, Report
-from tests.faults.registryprocess import ROOT, Registry
+from tests.faults.registryprocess import ROOT, UNREAD_BYTES, Registry
 from tests.faults.scale import by_scale
 from tests.support.leaks import Sandbox, sandbox
 from tests.support.models import name_host
@@ -219,9 +219,9 @@ class Arena:
         are forgotten: how slowly one that keeps dying is replaced is no part of what a death costs.
 
         It asserts what holds of every case: no error and no wrong byte, then and when everything is read once more at the end.
-        Of the bytes it asserts two counts. An answer that was not read to its end costs at most the block that it was in; the
-        fetcher leaves some even if nothing is killed, when a reader wants what is far ahead in a long one. And where `lossy`, at
-        most one such block for each connection at each strike.
+        Of the bytes it asserts a count: twice was fetched at most one block for each connection at each strike, where `lossy`,
+        and what was on its way in an answer that the fetcher left. It leaves some even if nothing is killed, at the end of a
+        block, when a reader wants what is far ahead in a long one.
         """
         directory = directory or self.target
         model = self.model
@@ -258,8 +258,8 @@ class Arena:
         assert [] == account.errors
         assert [] == account.wrong
         lost = account.bytes_sent - model.size
-        assert 0 <= lost <= account.left_early * MIB
-        assert lost <= len(moments) * CONNECTIONS * MIB or not lossy
+        most = len(moments) * CONNECTIONS * MIB if lossy else 0
+        assert 0 <= lost <= most + account.left_early * UNREAD_BYTES
         return account
 
 

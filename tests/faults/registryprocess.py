@@ -9,17 +9,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from tests.faults.content import Model
 from tests.support.registry import FaultyRegistry, Tokens
 from weightless.demo.registry import Request, Response
 
-ROOT = Path(__file__).parents[2]
+PIECE_BYTES: Final = 64 * 1024
+UNREAD_BYTES: Final = 3 * PIECE_BYTES
+"""What an answer that is left may cost beyond what was read of it: what waited, what was being sent."""
+ROOT: Final = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,12 +131,21 @@ class Registry:
 
 
 class _Counting(FaultyRegistry):
-    """Knows which answers were not taken to their end."""
+    """Sends no further than its client has read, and knows which answers were not taken to their end.
+
+    Otherwise the sockets' buffers hold megabytes that were sent and never read, and how many depends on the moment.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._under_way: dict[int, int] = {}
         self.left_early: Counter[str] = Counter()
+
+    def answer(self, request: Request) -> Response:
+        response = super().answer(request)
+        if response.blob:
+            response.pieces = _as_it_is_read(response.pieces, request.client[1])
+        return response
 
     def count_bytes(self, response: Response, count: int) -> None:
         super().count_bytes(response, count)
@@ -142,6 +156,24 @@ class _Counting(FaultyRegistry):
         with self._state:
             if self._under_way.pop(id(response), 0) < response.length:
                 self.left_early[response.blob] += 1
+
+
+def _as_it_is_read(pieces: Iterable[bytes], port: int) -> Iterator[bytes]:
+    for piece in pieces:
+        for start in range(0, len(piece), PIECE_BYTES):
+            while _unread(port) > PIECE_BYTES:
+                time.sleep(0.001)
+            yield piece[start : start + PIECE_BYTES]
+
+
+def _unread(port: int) -> int:
+    """How many bytes wait in the socket that has this port of loopback, by the kernel's table (proc_net_tcp)."""
+    local = f"0100007F:{port:04X}"
+    for line in Path("/proc/net/tcp").read_text().splitlines():
+        fields = line.split(None, 5)
+        if fields[1] == local:
+            return int(fields[4].partition(":")[2], 16)
+    return 0
 
 
 def _serve(registry: _Counting, store: _Counting, order: dict[str, Any]) -> dict[str, object]:
