@@ -41,12 +41,14 @@ class Registry:
     """A started registry, with an object store that it can redirect to. `tokens`: it wants Bearer tokens, and gives them."""
 
     def __init__(self, *, tokens: bool = False) -> None:
-        self._options = {"tokens": tokens, "port": 0}
+        self._options: dict[str, Any] = {"tokens": tokens, "port": 0}
         self._served: dict[str, Model] = {}
         self._start()
         self._options["port"] = int(self.host.rpartition(":")[2])
 
     def _start(self) -> None:
+        # What it had before it has from its first moment: an address where it is missing would be a 404, and that is for ever.
+        self._options["serve"] = {repository: model.to_json() for repository, model in self._served.items()}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.registryprocess", json.dumps(self._options)],
             stdin=subprocess.PIPE,
@@ -60,8 +62,6 @@ class Registry:
         """As after a crash: at the same address with the same content, but without counters, scripts and tokens."""
         self.close()
         self._start()
-        for repository, model in self._served.items():
-            self.serve(model, repository)
 
     def __enter__(self) -> Self:
         return self
@@ -179,9 +179,7 @@ def _unread(port: int) -> int:
 def _serve(registry: _Counting, store: _Counting, order: dict[str, Any]) -> dict[str, object]:
     match order.pop("op"):
         case "serve":
-            packed = Model.from_json(order["model"]).packed
-            for server in (registry, store):
-                packed.serve(server, order["repository"], "v1")
+            _add(registry, store, order["repository"], order["model"])
         case "statistics":
             sent = [Counter(server.statistics().bytes_by_blob) for server in (registry, store)]
             return {"sent": sent[0] + sent[1], "left_early": registry.left_early + store.left_early}
@@ -204,14 +202,21 @@ def _serve(registry: _Counting, store: _Counting, order: dict[str, Any]) -> dict
     return {}
 
 
+def _add(registry: _Counting, store: _Counting, repository: str, model: str) -> None:
+    packed = Model.from_json(model).packed
+    for server in (registry, store):
+        packed.serve(server, repository, "v1")
+
+
 def main() -> None:
     options = json.loads(sys.argv[1])
     tokens = Tokens(anonymous=True) if options["tokens"] else None
-    with (
-        _Counting() as store,
-        _Counting(tokens=tokens, port=options["port"], object_store=store) as registry,
-    ):
-        store.rate = registry.rate  # of both together, as of one link
+    store = _Counting()
+    registry = _Counting(tokens=tokens, port=options["port"], object_store=store)
+    store.rate = registry.rate  # of both together, as of one link
+    for repository, model in options.get("serve", {}).items():
+        _add(registry, store, repository, model)
+    with store, registry:
         sys.stdout.write(json.dumps({"host": registry.host}) + "\n")
         sys.stdout.flush()
         for line in sys.stdin:
