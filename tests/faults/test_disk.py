@@ -110,6 +110,7 @@ def test_a_full_disk_is_no_error(request: pytest.FixtureRequest) -> None:
         load(here, lambda: None)
 
 
+@scale.only_full
 def test_a_disk_that_fills_up_is_no_error(request: pytest.FixtureRequest) -> None:
     """Somebody else takes all that is left of the disk, in the middle of the load."""
     chance = scale.chance(request.node.name)

@@ -90,13 +90,13 @@ def test_killed_plugins_with_all_their_workers(request: pytest.FixtureRequest) -
         here.try_under_readers("plugin and workers, kill -9", chance, lambda: restart(here, "worker"), times=times)
 
 
+@scale.only_full
 def test_a_whole_container_killed(request: pytest.FixtureRequest) -> None:
     """All processes of the plugin's container at once, as memory.oom.group does; the keeper has a container of its own."""
     chance = scale.chance(request.node.name)
     with published(chance) as here:
-        times = scale.by_scale(short=1, full=20)
         strike = lambda: restart(here, "worker", "fetcher")  # noqa: E731
-        here.try_under_readers("plugin, workers and fetcher, kill -9", chance, strike, times=times)
+        here.try_under_readers("plugin, workers and fetcher, kill -9", chance, strike, times=20)
 
 
 def test_a_whole_container_killed_under_an_id_mapped_mount(request: pytest.FixtureRequest) -> None:
@@ -145,10 +145,10 @@ def test_plugins_that_are_asked_to_end(request: pytest.FixtureRequest) -> None:
         here.try_under_readers("plugin, SIGTERM", chance, strike, times=times)
 
 
+@scale.only_full
 def test_a_worker_that_is_asked_to_end(request: pytest.FixtureRequest) -> None:
     """SIGTERM of a worker alone, which nobody sends but a node that shuts down, is a kill like another."""
     chance = scale.chance(request.node.name)
     with published(chance) as here:
-        times = scale.by_scale(short=1, full=10)
         strike = lambda: kill_one(here, "worker", signal.SIGTERM)  # noqa: E731
-        here.try_under_readers("worker, SIGTERM", chance, strike, times=times)
+        here.try_under_readers("worker, SIGTERM", chance, strike, times=10)
