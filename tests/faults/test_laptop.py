@@ -15,6 +15,10 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, scale.LIMIT]
 
 
+def served(cli: CommandLine) -> bool:
+    return [status["worker_pid"] for status in cli.status()] not in ([], [None])
+
+
 def test_killed_holders(request: pytest.FixtureRequest) -> None:
     """Mounting again takes the mount back from the keeper: no reader notices."""
     chance = scale.chance(request.node.name)
@@ -32,8 +36,8 @@ def test_killed_holders(request: pytest.FixtureRequest) -> None:
                     killed = found["holder"] + (found["worker"] + found["fetcher"] if turn % 2 else [])
                     processes.kill(killed)
                     until(lambda killed=killed: not any(map(alive, killed)), "they are dead")  # type: ignore[misc]
-                    if not processes.find(box.run, "holder")["holder"]:
-                        cli.do("mount", reference, mounted)
+                    cli.run("mount", reference, mounted)
+                    until(lambda: served(cli), "somebody holds the mount again", within_s=30)
                     readers.watch(chance.uniform(0, 0.5))
                 reports = readers.finish()
             finally:
