@@ -111,6 +111,7 @@ class Holder:
             ) from error
         self._stack.callback(self._manager.close, keep=False)
         name = self._manager.settings.name
+        _remove_other_logs(self._run_dir, name)
         server = control.ControlServer(self._manager, self._run_dir, name, on_idle=self._ended.set)
         self._stack.callback(server.close)
         return self
@@ -269,6 +270,13 @@ class _Caller:
                 call()
 
         threading.Thread(target=watch, name="caller", daemon=True).start()
+
+
+def _remove_other_logs(run_dir: Path, name: str) -> None:
+    """Holders of this name that were killed have left theirs. One that lives is being told that it is taken."""
+    for path in run_dir.glob(f"{name}.*.log"):
+        if path.name != f"{name}.{os.getpid()}.log":
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -266,6 +266,7 @@ def test_mounting_anew_where_a_holder_was_killed_does_no_harm(world, reference):
     assert FILES["config.json"] == (world.root / "here" / "config.json").read_bytes()
     world.run("unmount", "here")
     world.is_empty_soon()
+    assert [] == list(world.run_dir.glob("mount-*.log"))
 
 
 def test_a_mount_whose_holder_was_killed_can_be_unmounted(world, reference):
