@@ -56,7 +56,7 @@ WAITS = (
     "slow@4000000 slow@2000000 cut@70000",
 )
 """As `tests/support/registry.py` reads them, one word a request; then all is well."""
-LONG_WAITS = ("stall@0 stall@300000 ok stall@1048576", "hang ok hang", "slow@200000 slow@100000", "429;5 429;5")
+LONG_WAITS = ("stall@0 stall@300000 ok stall@1048576", "hang ok hang", "slow@700000 slow@500000", "429;5 429;5")
 
 
 @pytest.mark.parametrize("words", WAITS)
@@ -67,8 +67,9 @@ def test_a_passing_fault_is_a_wait(here: Arena, model: Model, words: str) -> Non
     here.registry.script("blob", words)
     report = read_once("whole", here.node.target(name), model)
     assert [] == report.errors + report.wrong
-    met = here.registry.faults_used("blob")[before:]
-    assert [word for word in words.split() if word != "ok"] == met
+    here.registry.heal()  # what hangs is noted when it is let go
+    expected = [word for word in words.split() if word != "ok"]
+    until(lambda: expected == here.registry.faults_used("blob")[before:], "every fault was met")
     here.unpublish(name)
 
 
