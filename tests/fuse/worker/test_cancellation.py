@@ -135,7 +135,7 @@ async def _one(fetcher: FakeFetcher, at: int, others: int) -> bool:
                 await trio.sleep(0.001)
             assert 0 == len(session.waits)
             assert 0 == reader.counters.waiting
-            assert [0] == [state.users for state in session.blobs]
+            assert [0] == [state._users for state in session.blobs]
             assert CONTENT[-BLOCK:] == bytes(await reader.read(INO, len(CONTENT) - BLOCK, BLOCK))
             nursery.cancel_scope.cancel()
     session.close()
