@@ -15,7 +15,6 @@ pytestmark = [pytest.mark.kernel, pytest.mark.slow, scale.LIMIT]
 
 
 @scale.only_full
-@pytest.mark.xfail(strict=True, reason="nobody looks yet whether a worker or fetcher that lives still works")
 @pytest.mark.parametrize("kind", ["worker", "fetcher"])
 def test_a_wedged_process_is_replaced(request: pytest.FixtureRequest, kind: processes.Kind) -> None:
     """SIGSTOP: another one takes its place, and readers see a longer pause."""
