@@ -1,7 +1,8 @@
 """A cached blob as its readers see it: bytes that are there, checked at their first use.
 
-Given two descriptors, data and index; knows no path, no registry and no policy. A block is used in three steps: `has`, `check`,
-then `read`; what `check` refuses goes to the fetcher as damaged. Safe for many threads; nothing blocks but reading the disk.
+Given two descriptors, data and index; knows no path, no registry and no policy. A block that is there (`has`) is used by
+`read` if it `is_checked`, else by `read_block`; what that refuses goes to the fetcher as damaged. Safe for many threads; nothing
+blocks but reading the disk.
 """
 
 from __future__ import annotations
@@ -72,44 +73,46 @@ class CachedBlob:
         return list(self._index.missing(first, count))
 
     def note_arrived(self, first: int, count: int = 1) -> None:
-        """The fetcher said just now that it has written these blocks: they need no check.
-
-        Only for blocks that this reader saw arrive: those lie in the page cache as they were written.
-        """
+        """The fetcher said just now that it has written these blocks. Only for blocks that this reader saw arrive."""
         end = min(first + count, self.blocks)
         if first < end:
             self._checked[first:end] = b"\1" * (end - first)
 
     def is_checked(self, first: int, count: int = 1) -> bool:
-        """Whether `check` would say yes to all of these without reading anything."""
+        """Whether the bytes of all these blocks may be used as they are read.
+
+        That takes more than having compared them once. A disk may lose what it took, and the kernel then gives up the pages
+        that it could not write, whenever it likes: until the whole blob is known to be on the disk (`verified`), each block is
+        compared each time that it is read.
+        """
+        if not self.verified:
+            return False
         checked = self._checked
         if count == 1:
             return checked[first] != 0
         return 0 not in checked[first : first + count]
 
     def check(self, block: int) -> bool:
-        """Whether the block's bytes match the checksum taken when it arrived; reads it at the first use only.
+        """Whether the block's bytes match the checksum taken when it arrived, as far as that has to be asked.
 
         False also for a block that has been forgotten meanwhile. Raises OSError when the disk cannot read it.
         """
-        if self._checked[block]:
+        return self.is_checked(block) or self.read_block(block) is not None
+
+    def check_content(self, block: int, content: bytes | bytearray | memoryview) -> bool:
+        """As `check`, for a caller that has just read the whole block, and uses what it has read."""
+        if self.is_checked(block):
             return True
         entry = self._index[block]
-        content = os.pread(self._fd, block_length(self.size, block), block * BLOCK_BYTES)
         if not entry or entry_of(content) != entry:
             return False
         self._checked[block] = 1
         return True
 
-    def check_content(self, block: int, content: bytes | bytearray | memoryview) -> bool:
-        """As `check`, for a caller that has just read the whole block."""
-        if self._checked[block]:
-            return True
-        entry = self._index[block]
-        if not entry or entry_of(content) != entry:
-            return False
-        self._checked[block] = 1
-        return True
+    def read_block(self, block: int) -> bytes | None:
+        """The whole block, if what was read matches its checksum. Raises OSError when the disk cannot read it."""
+        content = os.pread(self._fd, block_length(self.size, block), block * BLOCK_BYTES)
+        return content if self.check_content(block, content) else None
 
     def doubt(self, first: int, count: int = 1) -> None:
         """Takes back `note_arrived` and `check`: the blocks were found damaged, or read badly."""
@@ -156,12 +159,7 @@ class CachedBlob:
         return blocks_of(offset, max(0, min(length, self.size - offset)))
 
     def drop_pages(self, offset: int, length: int) -> None:
-        """Tells the kernel that these pages of the cache file are not needed again (the mount has its own).
-
-        Their blocks are checked anew at their next use: pages that the disk did not take are dropped as well, and what is read
-        back in their place may be zeros.
-        """
-        self.doubt(*self.blocks_of(offset, length))
+        """Tells the kernel that these pages of the cache file are not needed again (the mount has its own)."""
         with suppress(OSError):
             os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_DONTNEED)
 

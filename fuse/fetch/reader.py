@@ -16,13 +16,15 @@ from fuse.artifact.digest import Digest
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES, block_length, blocks_of
 from fuse.cache.store import BlobKey, scope_of
-from fuse.errors import Cancelled, Unavailable, WeightlessError, from_fault
+from fuse.errors import CacheFailed, Cancelled, Unavailable, WeightlessError, from_fault
 from fuse.fetch import protocol
 from fuse.fetch.blobs import Source
 from fuse.fetch.engine import Engine
 from fuse.fetch.mounts import Mount, Port
 from fuse.fetch.queue import Priority
 
+_TRIES: Final = 4
+"""How often a block is read from a cache that does not keep it."""
 _PATIENCE_S: Final = 60.0
 """A person, or kubelet, waits for a resolve: it does not wait for ever as a read of a file does."""
 
@@ -114,11 +116,23 @@ class EngineReader:
 
     def _block(self, port: Port, answers: _Answers, size: int, block: int) -> bytes:
         files = answers.files
-        if files is not None and files.has(block):
-            if files.check(block):
-                return files.read(block * BLOCK_BYTES, BLOCK_BYTES)
-            self._engine.damaged(port, 0, block, 1)
-        self._engine.want(port, 0, block, 1, Priority.DEMAND)
+        for _ in range(_TRIES):
+            if files is not None and files.has(block):
+                content = files.read_block(block)
+                if content is not None:
+                    return content
+                self._engine.damaged(port, 0, block, 1)
+            self._engine.want(port, 0, block, 1, Priority.DEMAND)
+            lent = self._lent_or_there(port, answers, size, block)
+            if lent is not None:
+                return lent
+        raise CacheFailed(
+            "the cache disk does not return what was written to it", where=str(port.mount.blobs[0].digest)
+        )
+
+    def _lent_or_there(self, port: Port, answers: _Answers, size: int, block: int) -> bytes | None:
+        """Waits for a block; its bytes if it was lent, None when it is in the files."""
+        files = answers.files
         with self._condition:
             waited = 0.0
             while (
@@ -136,7 +150,7 @@ class EngineReader:
                 raise answers.failure
             loan = answers.loans.pop(block, None)
         if loan is None:
-            return files.read(block * BLOCK_BYTES, BLOCK_BYTES) if files is not None else b""
+            return None
         try:
             return os.pread(loan, block_length(size, block), 0)
         finally:

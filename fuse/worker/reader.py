@@ -1,10 +1,10 @@
 """From a file's offset to bytes: what is in the cache is served at once, what is not is asked for and waited for.
 
-A read takes one of two ways. *At once*: all blocks are present, their checksums have been seen to match (or match now), and
-their pages are in memory; then it costs one preadv into the buffer of the thread that serves it, and nothing is awaited. Any
-thread may do that, with a `Server` of its own. *Later*: absent blocks are demanded from the fetcher and awaited on trio's
-thread, the disk is read in a thread of a pool. There is no deadline, since a temporary fault never becomes an error; a permanent
-one is raised. A waiting read holds nothing, and one that is cancelled leaves nothing.
+A read takes one of two ways. *At once*: all blocks are present, their bytes match their checksums (where that has to be asked,
+`fuse.cache.blob`), and their pages are in memory; then it costs one preadv into the buffer of the thread that serves it, and
+nothing is awaited. Any thread may do that, with a `Server` of its own. *Later*: absent blocks are demanded from the fetcher and
+awaited on trio's thread, the disk is read in a thread of a pool. There is no deadline, since a temporary fault never becomes an
+error; a permanent one is raised. A waiting read holds nothing, and one that is cancelled leaves nothing.
 
 The files of a blob may be replaced or set aside while threads read them: they are borrowed for as long as bytes are on their way
 (`fuse.worker.session_client.BlobState`). Must not know pyfuse3 or errno.
@@ -244,19 +244,23 @@ class Server:
         if cached.rejected or not cached.has(first, count):
             return False
         buffer = self._buffer[:length]
-        if not cached.is_checked(first, count):
-            if count == 1 and position == first << _SHIFT and length == min(BLOCK_BYTES, cached.size - position):
-                # The READ is the block: the common case, and no second look at its bytes is needed.
-                return cached.try_readinto_nowait(buffer, position) and cached.check_content(first, buffer)
-            if self._block is None:
-                self._block = memoryview(bytearray(BLOCK_BYTES))
-            for block in range(first, first + count):
-                whole = self._block[: min(BLOCK_BYTES, cached.size - (block << _SHIFT))]
-                if not cached.is_checked(block) and not (
-                    cached.try_readinto_nowait(whole, block << _SHIFT) and cached.check_content(block, whole)
-                ):
-                    return False
-        return cached.try_readinto_nowait(buffer, position)
+        if cached.is_checked(first, count):
+            return cached.try_readinto_nowait(buffer, position)
+        if count == 1 and position == first << _SHIFT and length == min(BLOCK_BYTES, cached.size - position):
+            # The READ is the block: the common case, and no second look at its bytes is needed.
+            return cached.try_readinto_nowait(buffer, position) and cached.check_content(first, buffer)
+        if self._block is None:
+            self._block = memoryview(bytearray(BLOCK_BYTES))
+        at = 0
+        while at < length:
+            block, inside = divmod(position + at, BLOCK_BYTES)
+            whole = self._block[: min(BLOCK_BYTES, cached.size - (block << _SHIFT))]
+            if not (cached.try_readinto_nowait(whole, block << _SHIFT) and cached.check_content(block, whole)):
+                return False
+            part = min(BLOCK_BYTES - inside, length - at)
+            buffer[at : at + part] = whole[inside : inside + part]
+            at += part
+        return True
 
 
 class _Waiting:
@@ -293,9 +297,13 @@ def _load(state: BlobState, position: int, length: int, loans: dict[int, bytes],
                 return block
             else:
                 try:
-                    if not cached.check(block):
-                        return block
-                    content[at : at + part] = cached.read(position + at, part)
+                    if cached.is_checked(block):
+                        content[at : at + part] = cached.read(position + at, part)
+                    else:
+                        whole = cached.read_block(block)
+                        if whole is None:
+                            return block
+                        content[at : at + part] = whole[inside : inside + part]
                 except (OSError, Corrupt):
                     cached.doubt(block)
                     return block

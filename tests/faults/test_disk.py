@@ -119,9 +119,6 @@ def test_a_disk_that_fills_up_is_no_error(request: pytest.FixtureRequest) -> Non
         load(here, lambda: fill(here.box.cache))
 
 
-# Known to fail, so in full only for now: a worker trusts a block whose arrival it was told of, but the fetcher gives up the pages
-# of a blob that could not be synced (fuse/fetch/verify.py), and the disk has zeros in their place.
-@scale.only_full
 def test_a_disk_that_loses_what_is_written_is_no_error(request: pytest.FixtureRequest) -> None:
     """Writes are taken and fail later, behind everybody's back, and then the file system may make itself read-only."""
     need_program("mkfs.ext4", "e2fsprogs")

@@ -66,17 +66,32 @@ def test_a_torn_block_is_found_at_its_first_use(writer: BlobWriter, blob: Cached
     assert not blob.is_checked(0)
 
 
-def test_what_was_seen_to_arrive_needs_no_check(writer: BlobWriter, blob: CachedBlob) -> None:
-    """`note_arrived` spares the check; `doubt` brings it back."""
+def test_blocks_are_compared_each_time_until_the_whole_is_on_the_disk(writer: BlobWriter, blob: CachedBlob) -> None:
+    """Also those that were seen to arrive, and compared before: the disk may lose them yet, and nobody says when."""
     put(writer, 0, 1)
-    os.pwrite(writer.fd, b"\xff", 0)
     blob.note_arrived(0, 2)
-
     assert blob.check(0)
-    assert blob.is_checked(0, 2)
-    blob.doubt(0)
+    assert not blob.is_checked(0)
+    os.pwrite(writer.fd, bytes(BLOCK_BYTES), 0)  # what a lost write leaves
+
     assert not blob.check(0)
-    assert blob.check(1)
+    assert blob.read_block(0) is None
+    assert blob.read_block(1) == CONTENT[BLOCK_BYTES : 2 * BLOCK_BYTES]
+
+
+def test_verified_blocks_are_compared_once(writer: BlobWriter, blob: CachedBlob) -> None:
+    """At their first use, unless they were seen to arrive; `doubt` brings it back."""
+    put(writer, *range(6))
+    writer.index.set_flags(COMPLETE | VERIFIED)
+    blob.note_arrived(0, 2)
+    assert blob.is_checked(0, 2)
+    assert not blob.is_checked(1, 2)
+    assert blob.check(2)
+    assert blob.is_checked(0, 3)
+    blob.doubt(0)
+    assert not blob.is_checked(0)
+    os.pwrite(writer.fd, b"\xff", 0)
+    assert not blob.check(0)
 
 
 def test_an_absent_block_never_passes_the_check(blob: CachedBlob) -> None:
@@ -121,18 +136,6 @@ def test_a_disk_that_fails_is_found_out_by_who_can_wait(
     assert blob.try_read_nowait(0, 10) is None
     monkeypatch.undo()
     assert blob.read(0, 10) == CONTENT[:10]
-
-
-def test_what_is_read_back_from_the_disk_is_checked_again(writer: BlobWriter, blob: CachedBlob) -> None:
-    """A disk that said it had taken a block, and did not, is found out when the block's pages are gone."""
-    put(writer, 0, 1)
-    blob.note_arrived(0, 2)
-    os.pwrite(writer.fd, bytes(BLOCK_BYTES), BLOCK_BYTES)  # what a lost write leaves
-    assert blob.check(1)
-    blob.drop_pages(BLOCK_BYTES + 5, 10)
-
-    assert not blob.check(1)
-    assert blob.is_checked(0)
 
 
 def test_flags_show(writer: BlobWriter, blob: CachedBlob) -> None:

@@ -228,7 +228,7 @@ def test_rotten_block_is_never_served(fetcher: FakeFetcher) -> None:
 def test_disk_that_never_keeps_a_block_becomes_an_error(fetcher: FakeFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """Repairs are tried a few times and not for ever."""
     fetcher.blobs[0].publish(0)
-    monkeypatch.setattr("fuse.cache.blob.CachedBlob.check", lambda *_: False)
+    monkeypatch.setattr("fuse.cache.blob.CachedBlob.read_block", lambda *_: None)
     monkeypatch.setattr("fuse.cache.blob.CachedBlob.try_readinto_nowait", lambda *_: False)
 
     async def body(bench: Bench) -> None:
