@@ -34,6 +34,8 @@ from fuse.worker.requests import Read
 
 MAX_TASKS: Final = 64
 """Of pyfuse3, for requests other than READ, which never wait for anything. They are made on demand and end when idle."""
+RESENT_S: Final = 0.1
+"""For answers that are just being written, where everything else will be sent again."""
 _KILL_CHECK_S: Final = 0.5
 """How often a waiting READ whose reader got a signal is looked at again: was it SIGKILL?"""
 _SIGKILL: Final = 1 << (9 - 1)
@@ -82,6 +84,7 @@ class Session:
         self._waiting: dict[int, tuple[Read, trio.CancelScope]] = {}
         self._idle = trio.Event()
         self._resend = resend
+        self._resends = False
         self.reply = b""
 
     @asynccontextmanager
@@ -100,10 +103,11 @@ class Session:
     async def drain(self, limit_s: float) -> None:
         """Takes no new request, and answers the READs that wait for at most `limit_s`; call it in the body of `serving`.
 
-        What comes meanwhile stays in the kernel for a successor; what is not answered then is sent again, by a kernel that can.
+        What comes meanwhile stays in the kernel for a successor. Where the kernel sends again what is not answered, that is not
+        waited for: the successor serves it sooner.
         """
         await trio.to_thread.run_sync(self._connection.leave)
-        with trio.move_on_after(limit_s):
+        with trio.move_on_after(min(limit_s, RESENT_S) if self._resends else limit_s):
             while self._waiting:
                 self._idle = trio.Event()
                 await self._idle.wait()
@@ -122,8 +126,7 @@ class Session:
         reply = handshake.patched(self._init, self._ours.recv(4096))
         self._write(reply)
         # Nothing to send again if we are the first; but then it tells whether this kernel can.
-        if self._resend:
-            self._write(handshake.RESEND)
+        self._resends = self._resend and self._write(handshake.RESEND)
         self.reply = self._first_reply or reply
 
     def _write(self, message: bytes) -> bool:
