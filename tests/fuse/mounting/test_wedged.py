@@ -252,6 +252,8 @@ def test_without_resend_an_idle_worker_may_die(here: Place, monkeypatch: pytest.
     manager = here.manager(look_s=LOOK_S, without_resend="abort")
     mount_id, path = here.mount(manager)
     assert finish(reader(path)) == SUM
+    connections, minor = manager._supervisor.connections, manager._mounts[mount_id].minor
+    until(lambda: not connections.waiting(minor), "the end of the reader, which the kernel tells later")
     pid = manager.status(mount_id).worker_pid
     kill(pid)
     until(lambda: manager.status(mount_id).worker_pid not in (None, pid), "another worker serves")
