@@ -28,12 +28,13 @@ from typing import Final, Protocol
 import structlog
 
 from fuse.worker import requests
+from fuse.worker.handshake import MAX_IO_BYTES
 from fuse.worker.requests import Read
 
 THREADS: Final = max(2, min(4, os.cpu_count() or 1))
 """More only wait for the interpreter lock."""
 _MOST_PASSED: Final = 4
-_REQUEST_BYTES: Final = 1024 * 1024 + 4096
+_REQUEST_BYTES: Final = MAX_IO_BYTES + 4096
 """The kernel refuses a buffer that is smaller than the largest WRITE that was negotiated; only what is read is ever touched."""
 _REPLY_BYTES: Final = 256 * 1024
 _OVER: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF})

@@ -7,6 +7,7 @@ does not offer (include/uapi/linux/fuse.h: fuse_in_header, fuse_init_in, fuse_ou
 
 from __future__ import annotations
 
+import mmap
 import struct
 from typing import Final
 
@@ -22,6 +23,9 @@ ALLOW_IDMAP: Final = 1 << 8
 namespace of their own cannot start."""
 MAX_BACKGROUND: Final = 64
 CONGESTION: Final = 48
+MAX_IO_BYTES: Final = 1 << 20
+"""The largest READ, and the largest WRITE, for which the kernel wants room in every buffer that takes a request. libfuse says 256
+pages, or what the system's limit is: 16 MiB where a page has 64 KiB."""
 MAX_READ_AHEAD_BYTES: Final = 1 << 30
 """The kernel takes the smaller of this and the mount's read_ahead_kb, once. libfuse would repeat the 128 KiB that were offered,
 and undo what the privileged side has set by then."""
@@ -35,8 +39,11 @@ _OUT_HEADER = struct.Struct("<IiQ")
 _OUT_FLAGS: Final = 16 + 12
 _OUT_READ_AHEAD: Final = 16 + 8
 _OUT_BACKGROUND: Final = 16 + 16
+_OUT_MAX_WRITE: Final = 16 + 20
+_OUT_MAX_PAGES: Final = 16 + 28
 _OUT_FLAGS2: Final = 16 + 32
 _WORD = struct.Struct("<I")
+_HALF = struct.Struct("<H")
 _LIMITS = struct.Struct("<HH")
 
 
@@ -60,16 +67,21 @@ def masked(init: bytes, first_reply: bytes) -> bytes:
     return bytes(message)
 
 
-def patched(init: bytes, reply: bytes) -> bytes:
+def patched(init: bytes, reply: bytes, *, page_bytes: int = mmap.PAGESIZE) -> bytes:
     """libfuse's `reply` with our limits, and with id-mapped mounts allowed where the kernel offers that.
 
-    Raises MountFailed when libfuse refused.
+    `page_bytes` is the size of the kernel's pages. Raises MountFailed when libfuse refused.
     """
     if len(reply) < _OUT_FLAGS2 + 4 or _OUT_HEADER.unpack_from(reply)[1] != 0:
         raise MountFailed("libfuse did not accept the kernel's FUSE_INIT")
     message = bytearray(reply)
     _WORD.pack_into(message, _OUT_READ_AHEAD, MAX_READ_AHEAD_BYTES)
     _LIMITS.pack_into(message, _OUT_BACKGROUND, MAX_BACKGROUND, CONGESTION)
+    for word, place, most in (
+        (_WORD, _OUT_MAX_WRITE, MAX_IO_BYTES),
+        (_HALF, _OUT_MAX_PAGES, MAX_IO_BYTES // page_bytes),
+    ):
+        word.pack_into(message, place, min(most, word.unpack_from(reply, place)[0]))
     if _WORD.unpack_from(init, _IN_FLAGS)[0] & EXT and _WORD.unpack_from(init, _IN_FLAGS2)[0] & ALLOW_IDMAP:
         _WORD.pack_into(message, _OUT_FLAGS, _WORD.unpack_from(reply, _OUT_FLAGS)[0] | EXT)
         _WORD.pack_into(message, _OUT_FLAGS2, _WORD.unpack_from(reply, _OUT_FLAGS2)[0] | ALLOW_IDMAP)

@@ -17,8 +17,8 @@ def init(flags: int = EXT | 0xFF, flags2: int = 1 << 8) -> bytes:
     return struct.pack("<IIQQIIII", 104, 26, 2, 0, 0, 0, 0, 0) + body
 
 
-def reply(flags: int = 0x3F, flags2: int = 0, error: int = 0) -> bytes:
-    body = struct.pack("<IIIIHHIIHHI28x", 7, 31, 131072, flags, 0, 0, 1 << 20, 1, 256, 0, flags2)
+def reply(flags: int = 0x3F, flags2: int = 0, error: int = 0, *, max_write: int = 1 << 20) -> bytes:
+    body = struct.pack("<IIIIHHIIHHI28x", 7, 31, 131072, flags, 0, 0, max_write, 1, 256, 0, flags2)
     return struct.pack("<IiQ", 16 + len(body), error, 2) + body
 
 
@@ -47,6 +47,14 @@ def test_reply_sets_the_limits() -> None:
 
     assert (64, 48) == patched[4:6]
     assert patched[2] == handshake.MAX_READ_AHEAD_BYTES
+
+
+@pytest.mark.parametrize(("page", "pages"), [(4096, 256), (16384, 64), (65536, 16)])
+def test_reply_allows_no_request_that_our_buffers_do_not_hold(page: int, pages: int) -> None:
+    """libfuse counts in pages; the kernel gives nothing to whoever has less room than its largest WRITE."""
+    patched = fields(handshake.patched(init(), reply(max_write=256 * page), page_bytes=page))
+
+    assert (1 << 20, pages) == (patched[6], patched[8])
 
 
 def test_refusal_of_libfuse_is_an_error() -> None:
