@@ -191,11 +191,13 @@ class Verifier(threading.Thread):
 def _read(fd: int, content: memoryview, offset: int) -> bool:
     """Fills `content`; False when the file ends early. Leaves the page cache as it was: what had to be read from the disk to be
     hashed is wanted by nobody else, what was there may be about to be served."""
-    try:
-        if os.preadv(fd, [content], offset, os.RWF_NOWAIT) == len(content):
-            return True
-    except OSError:
-        pass  # not there, or a file system that cannot promise not to wait
+    nowait = getattr(os, "RWF_NOWAIT", None)  # musl before 1.2.5 has no preadv2
+    if nowait is not None:
+        try:
+            if os.preadv(fd, [content], offset, nowait) == len(content):
+                return True
+        except OSError:
+            pass  # not there, or a file system that cannot promise not to wait
     whole = os.preadv(fd, [content], offset) == len(content)
     os.posix_fadvise(fd, offset, len(content), os.POSIX_FADV_DONTNEED)
     return whole

@@ -30,3 +30,13 @@ def test_what_is_hashed_is_cached_afterwards_if_it_was_before(tmp_path: Path, wa
     assert pages(fd).cached == before
     assert not verify._read(fd, buffer, 1)
     os.close(fd)
+
+
+def test_hashing_needs_no_flag_that_the_c_library_may_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """musl has had preadv2 since 1.2.5 only; without it Python has no RWF_NOWAIT."""
+    monkeypatch.delattr(os, "RWF_NOWAIT")
+    (tmp_path / "data").write_bytes(CONTENT)
+    buffer = memoryview(bytearray(len(CONTENT)))
+    with (tmp_path / "data").open("rb") as file:
+        assert verify._read(file.fileno(), buffer, 0)
+    assert buffer == CONTENT
