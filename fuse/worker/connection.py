@@ -60,7 +60,7 @@ class ReadServer(Protocol):
 
 class Connection:
     """One device and its threads. `later` is told of READs that have to wait, and `interrupted` of requests (by `unique`)
-    whose readers got a signal; both are called on these threads and must not block. `interrupted` says whether it knows it.
+    whose readers got a signal; both are called on these threads and must not block.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Connection:
         *,
         servers: Callable[[], ReadServer],
         later: Callable[[Read], None],
-        interrupted: Callable[[int], bool],
+        interrupted: Callable[[int], None],
     ) -> None:
         self._device = device
         self._peer = peer
@@ -98,10 +98,10 @@ class Connection:
     def leave(self) -> None:
         """Takes no more requests, and returns when those that threads had in hand are answered or handed on."""
         self._leaving = True
-        os.set_blocking(self._device, False)
         for thread in self._threads:
             # One that was just about to read when the signal came takes nothing, or one more request: then it ends as well.
             while thread.is_alive():
+                os.set_blocking(self._device, False)
                 with suppress(ProcessLookupError):
                     signal.pthread_kill(thread.ident or 0, _NUDGE)
                 thread.join(_NUDGE_S)
@@ -143,6 +143,8 @@ class Connection:
                 length = os.readv(device, into)
             except OSError as error:
                 if error.errno in _VANISHED and not self._leaving:
+                    if error.errno == errno.EAGAIN:
+                        os.set_blocking(device, True)  # a predecessor left only after `start`
                     continue
                 if error.errno not in _VANISHED | _OVER:
                     _log.error("device_failed", error=error.strerror)
@@ -170,9 +172,8 @@ class Connection:
             finally:
                 server.done()
         elif code == requests.INTERRUPT:
-            if not self._interrupted(requests.interrupted(request)):
-                # It is answered just now, or not known yet: the kernel sends the interrupt again if there is still need for it.
-                self.fail(unique, errno.EAGAIN)
+            # No answer: EAGAIN would bring it back at once, and for ever if it is about what a dead predecessor had taken.
+            self._interrupted(requests.interrupted(request))
         elif code not in requests.UNANSWERED:
             if code in requests.LISTINGS:
                 requests.limit_listing(request)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -38,6 +39,7 @@ RESENT_S: Final = 0.1
 """For answers that are just being written, where everything else will be sent again."""
 _KILL_CHECK_S: Final = 0.5
 """How often a waiting READ whose reader got a signal is looked at again: was it SIGKILL?"""
+_MOST_EARLY: Final = 256
 _SIGKILL: Final = 1 << (9 - 1)
 
 _log = structlog.get_logger()
@@ -82,6 +84,8 @@ class Session:
             device, self._ours, servers=reads.server, later=self._later, interrupted=self._interrupted
         )
         self._waiting: dict[int, tuple[Read, trio.CancelScope]] = {}
+        self._early: deque[int] = deque(maxlen=_MOST_EARLY)
+        """Interrupts of requests that do not wait: answered already, or about to wait."""
         self._idle = trio.Event()
         self._resend = resend
         self._resends = False
@@ -155,6 +159,9 @@ class Session:
         scope = trio.CancelScope()
         self._waiting[read.unique] = (read, scope)
         self._nursery.start_soon(self._answer, read, scope)
+        if read.unique in self._early:
+            self._early.remove(read.unique)
+            self._watch(read.unique)
 
     async def _answer(self, read: Read, scope: trio.CancelScope) -> None:
         failure = 0
@@ -180,18 +187,18 @@ class Session:
 
     # ---- readers that are killed ----
 
-    def _interrupted(self, unique: int) -> bool:
+    def _interrupted(self, unique: int) -> None:
         """On a thread of the connection. Any signal interrupts, but a page fault that fails for one is a SIGBUS: only a reader
         that is being killed has no use for its bytes any more."""
-        if unique not in self._waiting:
-            return False
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._watch, unique)
-        return True
 
     def _watch(self, unique: int) -> None:
         if unique in self._waiting:
             self._nursery.start_soon(self._give_up_if_killed, *self._waiting[unique])
+        else:
+            # The READ may still be in the hands of another thread, which has to ask us for it.
+            self._early.append(unique)
 
     async def _give_up_if_killed(self, read: Read, scope: trio.CancelScope) -> None:
         while read.unique in self._waiting:

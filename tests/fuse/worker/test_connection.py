@@ -49,7 +49,7 @@ class Ends:
             self._peer,
             servers=Bytes,
             later=self.later.append,
-            interrupted=lambda unique: not self.interrupted.append(unique) and unique == 10,
+            interrupted=self.interrupted.append,
         )
         self.connection.start()
 
@@ -67,6 +67,9 @@ class Ends:
         for end in (self.kernel, self.libfuse):
             end.shutdown(socket.SHUT_RDWR)
             end.close()
+        # A thread that still reads would take the requests of the next device of this number.
+        for thread in self.connection._threads:
+            thread.join(LIMIT_S)
         self.device.close()
         self._peer.close()
 
@@ -138,12 +141,20 @@ def test_mistake_in_one_request_is_its_own(ends: Ends) -> None:
     assert ends.answer() == (2, 0, b"x")
 
 
-def test_interrupt_of_what_is_not_known_is_sent_again(ends: Ends) -> None:
-    """EAGAIN makes the kernel look whether there is still need for it; one that is known gets no answer."""
-    ends.send(request(requests.INTERRUPT, 21, struct.pack("<Q", 20)))
-    assert ends.answer() == (21, errno.EAGAIN, b"")
+def test_interrupts_are_told_and_not_answered(ends: Ends) -> None:
+    """An answer of EAGAIN would bring back at once, again and again, one whose request nobody here will ever answer."""
     ends.send(request(requests.INTERRUPT, 11, struct.pack("<Q", 10)))
-    until(lambda: ends.interrupted == [20, 10], "both")
+    until(lambda: ends.interrupted == [10], "it")
+    ends.send(request(requests.READ, 12, read_body(0, 1)))
+    assert ends.answer() == (12, 0, b"x")
+
+
+def test_device_that_a_late_predecessor_left_without_waiting_waits_again(ends: Ends) -> None:
+    """It shares the open file with us; our threads would ask without end."""
+    os.set_blocking(ends.device.fileno(), False)
+    ends.send(request(requests.READ, 1, read_body(0, 1)))
+    assert ends.answer() == (1, 0, b"x")
+    until(lambda: os.get_blocking(ends.device.fileno()), "the device to wait")
 
 
 def test_request_that_comes_after_leaving_is_left_to_a_successor(ends: Ends) -> None:
@@ -159,9 +170,7 @@ def test_answer_that_nobody_wants_is_no_error(capsys: pytest.CaptureFixture[str]
     """ENOENT: its reader was killed; ENODEV: the mount is gone."""
     read_end, write_end = os.pipe()
     os.close(read_end)
-    connection = Connection(
-        write_end, socket.socket(), servers=Bytes, later=lambda _: None, interrupted=lambda _: False
-    )
+    connection = Connection(write_end, socket.socket(), servers=Bytes, later=lambda _: None, interrupted=lambda _: None)
     with pytest.MonkeyPatch.context() as patch:
         for number in (errno.ENOENT, errno.ENODEV):
 
