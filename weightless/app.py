@@ -322,7 +322,9 @@ Digests = Annotated[list[str] | None, typer.Argument(metavar="DIGEST", show_defa
 def cache_rm(
     settings: Settings,
     digests: Digests = None,
-    unused: Annotated[bool, typer.Option("--all", metavar=FLAG, help="Remove all that no mount holds.")] = False,
+    unused: Annotated[
+        bool, typer.Option("--all", metavar=FLAG, help="Remove all that is neither mounted nor pinned.")
+    ] = False,
 ) -> None:
     """Remove blobs from the cache, by digest or by its first characters."""
     from weightless.commands.cache import remove

@@ -48,8 +48,11 @@ def remove(settings: Settings, prefixes: Sequence[str], *, unused: bool) -> None
     with _fetcher(settings) as client:
         digests = _digests(client, prefixes)
         removed = client.cache_remove(digests)
+        kept = client.cache_list() if unused else ()
     freed = sum(blob.bytes_cached for blob in removed)
     console.say(f"removed {units.count(len(removed), 'blob')}, {units.size(freed)}")
+    if kept:
+        console.note(f"kept {units.count(len(kept), 'blob')}: in use, or pinned (weightless cache ls)")
 
 
 def pin(settings: Settings, names: Sequence[str]) -> None:
