@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import structlog
 
+from fuse import wire
 from fuse.errors import Unavailable
 from fuse.mounting.keeper_client import KeeperClient
 from fuse.mounting.mount import Mount
@@ -90,13 +91,13 @@ class Keeping:
         client = self._client
         if client is None or mount.device_fd < 0:
             return
-        state = mount.keepsake()
+        state, *more = mount.keepsakes()
         try:
-            client.keep(mount.id, [mount.device_fd, state, mount.table_fd])
+            client.keep(mount.id, [mount.device_fd, state, mount.table_fd, *more])
         except Unavailable as error:
             _log.warning("mount_not_kept", mount=mount.id, error=error)  # if it died, the renewal keeps it
         finally:
-            os.close(state)
+            wire.close_all([state, *more])
 
     def drop(self, mount_id: str) -> None:
         client = self._client

@@ -23,7 +23,7 @@ import structlog
 from fuse import spec, wire
 from fuse.errors import Cancelled, Conflict, MountFailed, NotFound, WeightlessError
 from fuse.filesystem.table import View
-from fuse.mounting import device, fusermount, rundir
+from fuse.mounting import device, fusermount, process, rundir
 from fuse.mounting.chronicle import Chronicle
 from fuse.mounting.keeping import Keeping
 from fuse.mounting.mount import Mount, Newer, Use, from_kept
@@ -447,6 +447,7 @@ class MountManager:
             lost = LostMount(mount_id=name, mountpoint="", reference="", grants=(), reason=str(error)[:300], kept=newer)
             self._lose(lost)
             return
+        _end_left_worker(mount)
         if device.gone(mount.device_fd):
             mount.close()
             self._lose(
@@ -481,6 +482,15 @@ class MountManager:
     def _snapshot(self) -> list[Mount]:
         with self._lock:
             return list(self._mounts.values())
+
+
+def _end_left_worker(mount: Mount) -> None:
+    """A worker ends with its holder, by itself: but not one that is stopped, or hangs, and it has taken requests."""
+    pidfd, mount.left_worker = mount.left_worker, -1
+    if pidfd >= 0:
+        if process.kill_left(pidfd):
+            _log.warning("left_worker_killed", mount=mount.id, mountpoint=str(mount.mountpoint))
+        os.close(pidfd)
 
 
 def _tune(mount: Mount) -> None:

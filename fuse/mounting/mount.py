@@ -26,10 +26,11 @@ from fuse.mounting.worker import Worker
 from fuse.registry.access import Access
 from fuse.spec import MountSpec, Prefetch
 
-VERSION: Final = 1
+VERSION: Final = 2
 NEEDS: Final = 1
 """The oldest version of this module that understands what this one keeps (docs/ARCHITECTURE.md, Versions)."""
 _FDS: Final = 3
+_WORKER: Final = "worker"
 _MAX_STATE_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -52,6 +53,8 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     bytes_total: int
     by_fusermount: bool
     uses: dict[str, Use]
+    more: tuple[str, ...] = ()
+    """Names of the descriptors after the first three, since version 2: "worker" is a pidfd of the process that serves."""
     version: int = VERSION
     needs: int = NEEDS
 
@@ -89,6 +92,8 @@ class Mount:
     reply: bytes = b""
     uses: dict[str, Use] = field(default_factory=dict)
     worker: Worker | None = None
+    left_worker: int = -1
+    """A pidfd of the worker that a predecessor of this holder left, until it is known to be dead."""
     attached_to: Connection | None = None
     """The connection over which the fetcher serves it; with another one it has to be attached again."""
     history: History = field(default_factory=History)
@@ -127,8 +132,10 @@ class Mount:
             self.trouble_since = time.time()
         self.trouble = trouble
 
-    def keepsake(self) -> int:
-        """A sealed memfd of the `Kept`; the caller owns it."""
+    def keepsakes(self) -> list[int]:
+        """What the keeper is to hold beside device and table: a sealed memfd of the `Kept`, and what that names. The caller owns
+        them."""
+        worker = self.worker.pidfd() if self.worker is not None else None
         kept = Kept(
             spec=self.spec,
             init=self.init,
@@ -138,13 +145,19 @@ class Mount:
             bytes_total=self.bytes_total,
             by_fusermount=self.by_fusermount,
             uses=self.uses,
+            more=() if worker is None else (_WORKER,),
         )
-        return wire.sealed_memfd("weightless-mount", msgspec.json.encode(kept))
+        more = [] if worker is None else [worker]
+        try:
+            return [wire.sealed_memfd("weightless-mount", msgspec.json.encode(kept)), *more]
+        except BaseException:
+            wire.close_all(more)
+            raise
 
     def close(self) -> None:
         """Closes its descriptors."""
-        wire.close_all([fd for fd in (self.device_fd, self.table_fd) if fd >= 0])
-        self.device_fd = self.table_fd = -1
+        wire.close_all([fd for fd in (self.device_fd, self.table_fd, self.left_worker) if fd >= 0])
+        self.device_fd = self.table_fd = self.left_worker = -1
 
 
 def from_kept(fds: list[int]) -> Mount:
@@ -158,7 +171,9 @@ def from_kept(fds: list[int]) -> Mount:
     if written.needs > VERSION:
         raise Newer(f"kept by version {written.version}; this is {VERSION}, and it needs {written.needs}")
     kept = _KEPT.decode(content)
-    wire.close_all([state_fd, *more])
+    named = dict(zip(kept.more, more, strict=False))
+    left_worker = named.get(_WORKER, -1)
+    wire.close_all([fd for fd in (state_fd, *more) if fd != left_worker])
     return Mount(
         spec=kept.spec,
         mountpoint=Path(kept.mountpoint),
@@ -170,4 +185,5 @@ def from_kept(fds: list[int]) -> Mount:
         init=kept.init,
         reply=kept.reply,
         uses=dict(kept.uses),
+        left_worker=left_worker,
     )

@@ -39,6 +39,13 @@ class Child:
         self._process = process
         self._lock = threading.Lock()
 
+    def pidfd(self) -> int:
+        """A descriptor of the process, which the caller owns. Raises ProcessLookupError once it was reaped."""
+        with self._lock:
+            if self._process.returncode is not None:
+                raise ProcessLookupError(f"process {self.pid} has ended")
+            return os.pidfd_open(self.pid)
+
     def wait(self, limit_s: float | None = None) -> bool:
         """Waits for the end, by pidfd; whether it came within the limit. The process is reaped then."""
         with self._lock:
@@ -137,6 +144,17 @@ def wait_for_pid(pid: int, limit_s: float) -> bool:
         return wait_for_pidfd(pidfd, limit_s)
     finally:
         os.close(pidfd)
+
+
+def kill_left(pidfd: int) -> bool:
+    """Kills a process that nobody started here; whether it lived. What is no process of ours to kill is left alone."""
+    if wait_for_pidfd(pidfd, 0):
+        return False
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:  # it has just ended, or lives in a namespace that cannot be seen from here, and ends with that
+        return False
+    return True
 
 
 def wait_for_pidfd(pidfd: int, limit_s: float | None) -> bool:

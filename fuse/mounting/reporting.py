@@ -41,9 +41,10 @@ class Surroundings:
 def describe(mounts: Sequence[Mount], around: Surroundings) -> list[MountStatus]:
     """The status of each mount, within about a second for all of them together."""
     deadline = time.monotonic() + _LIMIT_S
-    for mount in mounts:
-        if mount.worker is not None:
-            mount.worker.ask()
+    # Nobody's lock is held: what may be None a moment later is read once.
+    for worker in [mount.worker for mount in mounts]:
+        if worker is not None:
+            worker.ask()
     connections = [mount.attached_to for mount in mounts]
     questions = [
         connection.question(mount.id) if connection is not None else None
@@ -112,7 +113,8 @@ def health(mount: Mount, around: Surroundings) -> Health:
 
 
 def _judge(mount: Mount, around: Surroundings) -> Health:
-    condition = mount.worker.condition if mount.worker is not None else None
+    worker = mount.worker
+    condition = worker.condition if worker is not None else None
     progress = mount.progress
     if condition is not None and condition.fault is not None and condition.permanent:
         return _by_fault("broken", condition.fault, condition.since)
@@ -140,7 +142,8 @@ def _of_worker(mount: Mount, fetcher: FetcherClient) -> Health | None:
     # Without a fetcher none can be started: that is to be mended, not this.
     if loop is not None and fetcher.trouble is None:
         return _degraded(Reason.WORKER_CRASH_LOOP, f"its worker died {loop[0]}", loop[1])
-    if mount.worker is not None and mount.worker.alive:
+    worker = mount.worker
+    if worker is not None and worker.alive:
         return None
     if trouble is not None:
         code = Reason.FETCHER_DOWN if fetcher.trouble is not None else Reason.WORKER_REPLACED

@@ -299,8 +299,7 @@ class Supervisor:
             # The dead worker may have replied and taken requests without our having heard of it: then this one was not
             # told that it takes over, and nobody has asked for those requests yet.
             device.resend(mount.device_fd)
-        if first_reply:
-            self._keeping.keep(mount)
+        self._keeping.keep(mount)  # with the new worker, and maybe with its reply
         mount.note(None)
         _log.info("worker_replaced", mount=mount.id, pid=mount.worker.pid if mount.worker else None)
         return True
@@ -409,4 +408,5 @@ def _serving(mount: Mount) -> bool:
 
 def _served(mount: Mount) -> bool:
     """Whether a worker lives that serves it, or is about to."""
-    return mount.worker is not None and mount.worker.alive
+    worker = mount.worker
+    return worker is not None and worker.alive

@@ -135,7 +135,8 @@ class Vitals:
             for watched in self._watched.values():
                 if not watched.active:
                     waiting = self._connections.waiting(watched.mount.minor)
-                    report = watched.mount.worker.report if watched.mount.worker is not None else None
+                    worker = watched.mount.worker
+                    report = worker.report if worker is not None else None
                     watched.active = bool(waiting if waiting is not None else report is not None and report.waiting)
 
     def _active(self) -> list[tuple[int, _Watched]]:

@@ -133,6 +133,13 @@ class Worker:
             self._reported.wait(max(0.0, deadline - time.monotonic()))
         return self.report
 
+    def pidfd(self) -> int | None:
+        """A descriptor of its process, which the caller owns; None when it is gone."""
+        try:
+            return self._child.pidfd()
+        except OSError:
+            return None
+
     def kill(self) -> None:
         self._child.kill()
 

@@ -184,6 +184,34 @@ def test_a_pod_that_vanished_while_nobody_looked_leaves_nothing(sandbox: Sandbox
         assert [] == node.leftovers()
 
 
+def test_a_worker_that_hangs_does_not_outlive_its_plugin(
+    sandbox: Sandbox, named: str, reference: str, small_model: Path
+) -> None:
+    """Stopped, it does not notice that the plugin was killed: the successor of the plugin ends it, be it the first or a later
+    one of its mount, and readers notice nothing."""
+    cli = CommandLine(sandbox)
+    with Node(sandbox, "--certs-dir", named) as node:
+        target = node.target("pod-1")
+        node.publish("csi-1", target, {"reference": reference})
+        stopped: list[int] = []
+        for replaced in (False, True):
+            worker = cli.status()[0]["worker_pid"]
+            if replaced:
+                os.kill(worker, signal.SIGKILL)
+                until(lambda gone=worker: cli.status()[0]["worker_pid"] not in (None, gone), "another serves")
+                worker = cli.status()[0]["worker_pid"]
+            os.kill(worker, signal.SIGSTOP)
+            stopped.append(worker)
+            node.kill()
+            assert alive(worker)
+            node.start()
+            with readers(target) as reading:
+                finish(reading, sums(small_model))
+            until(lambda: not any(alive(pid) for pid in stopped), "the stopped worker is dead")
+        node.unpublish("csi-1", target)
+        assert [] == node.leftovers()
+
+
 def test_records_of_a_later_version_stop_neither_start_nor_unpublish(
     sandbox: Sandbox, named: str, reference: str, small_model: Path
 ) -> None:

@@ -172,7 +172,7 @@ def test_what_a_later_version_kept_is_taken_back(here: Place) -> None:
     first = here.manager()
     mount_id, mountpoint = here.mount(first)
     first.close(keep=True)
-    _rewrite(here, mount_id, {"version": 2, "invented": {"in": "version 2"}}, more=1)
+    _rewrite(here, mount_id, {"version": 9, "invented": {"in": "version 9"}, "more": ["invented"]}, more=1)
     second = here.manager()
     assert second.lost() == []
     assert (mountpoint / "model.bin").read_bytes() == CONTENT
@@ -204,12 +204,12 @@ def test_what_only_a_later_version_understands_is_left_to_it(here: Place) -> Non
 def _rewrite(here: Place, mount_id: str, changes: dict[str, object], *, more: int = 0) -> dict[str, object]:
     """Changes fields of what is kept, as another version would have written it; what they were."""
     client = KeeperClient.connect(here.box.run / "holder.keeper")
-    device_fd, state, table = client.take(mount_id)
+    device_fd, state, table, *worker = client.take(mount_id)
     content = json.loads(wire.read_whole(state, 1 << 20))
     before = {name: content.get(name) for name in changes}
     changed = wire.sealed_memfd("changed", json.dumps({**content, **changes}).encode())
-    client.keep(mount_id, [device_fd, changed, table, *[table] * more])
-    wire.close_all([device_fd, state, table, changed])
+    client.keep(mount_id, [device_fd, changed, table, *[table] * more, *worker])
+    wire.close_all([device_fd, state, table, changed, *worker])
     client.close()
     return before
 
