@@ -17,8 +17,18 @@ import pytest
 from fuse import wire
 from fuse.artifact.digest import Digest
 from fuse.cache.store import CacheStore
-from fuse.errors import Cancelled, Conflict, InvalidArtifact, InvalidReference, InvalidRequest, NotFound, from_fault
-from fuse.fetch import protocol
+from fuse.errors import (
+    Cancelled,
+    Conflict,
+    InvalidArtifact,
+    InvalidReference,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+    WeightlessError,
+    from_fault,
+)
+from fuse.fetch import protocol, server
 from fuse.filesystem.table import decode, encode, identity
 from tests.support.fetcher import Admin, FetcherProcess, access_to, pattern, table_of, wait_until
 from tests.support.registry import FaultyRegistry
@@ -376,6 +386,33 @@ def test_a_long_request_can_be_cancelled(fetcher: FetcherProcess, registry: Faul
         assert received[0].id == 77
         assert isinstance(received[0], protocol.Refused)
         assert isinstance(from_fault(received[0].fault), Cancelled)
+
+
+def test_one_registry_takes_no_place_of_anothers_requests(fetcher: FetcherProcess, registry: FaultyRegistry) -> None:
+    """So many resolves may wait for one registry, and no more; those of another go on, and one that ends makes room."""
+    most = server._MOST_OF_ONE_REGISTRY
+    registry.script("manifest", "hang", forever=True)
+    with FaultyRegistry() as other, fetcher.connect() as admin:
+        for number in range(most):
+            admin.channel.send(
+                protocol.Resolve(id=1000 + number, reference=f"{registry.host}/a:v1", access=access_to(registry.url))
+            )
+        with pytest.raises(Unavailable, match=f"{most} requests to this registry"):
+            admin.ask(protocol.Resolve, reference=f"{registry.host}/a:v1", access=access_to(registry.url))
+        with pytest.raises(NotFound):
+            admin.ask(protocol.Resolve, reference=f"{other.host}/a:v1", access=access_to(other.url))
+        registry.clear_scripts()
+        registry.release()
+        answers = [admin.channel.receive() for _ in range(most)]
+        assert {answer[0].id for answer in answers if answer is not None} == {1000 + number for number in range(most)}
+
+        def asks() -> WeightlessError:
+            with pytest.raises(WeightlessError) as refused:
+                admin.ask(protocol.Resolve, reference=f"{registry.host}/a:v1", access=access_to(registry.url))
+            return refused.value
+
+        # A place is free a moment after its answer.
+        wait_until(lambda: isinstance(asks(), NotFound), "there to be room again")
 
 
 def test_the_cache_is_listed_verified_and_removed(fetcher: FetcherProcess, registry: FaultyRegistry) -> None:
