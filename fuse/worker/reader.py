@@ -4,7 +4,9 @@ A read takes one of two ways. *At once*: all blocks are present, their bytes mat
 `fuse.cache.blob`), and their pages are in memory; then it costs one preadv into the buffer of the thread that serves it, and
 nothing is awaited. Any thread may do that, with a `Server` of its own. *Later*: absent blocks are demanded from the fetcher and
 awaited on trio's thread, the disk is read in a thread of a pool. There is no deadline, since a temporary fault never becomes an
-error; a permanent one is raised. A waiting read holds nothing, and one that is cancelled leaves nothing.
+error; a permanent one is raised. A waiting read holds nothing, and one that is cancelled leaves nothing. What is lent, because the
+cache takes nothing, is memory from when it comes until it is delivered: so reads take turns for that, before they ask
+(`LENT_READS`).
 
 The files of a blob may be replaced or set aside while threads read them: they are borrowed for as long as bytes are on their way
 (`fuse.worker.session_client.BlobState`). Must not know pyfuse3 or errno.
@@ -35,6 +37,8 @@ MAX_READ_BYTES: Final = BLOCK_BYTES
 REPAIRS: Final = 3
 """How often one read lets a damaged block be fetched anew before it gives up on the disk."""
 DISK_THREADS: Final = 16
+LENT_READS: Final = 16
+"""How many reads at a time hold blocks of a cache that takes nothing: each up to two blocks, and the bytes that it delivers."""
 _SHIFT: Final = BLOCK_BYTES.bit_length() - 1
 
 Content = bytes | bytearray | memoryview
@@ -68,6 +72,7 @@ class Reader:
         self._watching = threading.Lock()
         """Held while the streams look at a read."""
         self._disk = trio.CapacityLimiter(DISK_THREADS)
+        self._turns = trio.CapacityLimiter(LENT_READS)
         self._served = Served()
         self._own = Counters()
         self._servers: list[Server] = []
@@ -143,6 +148,17 @@ class Reader:
                 self._session.wish(state.index, first, count)
 
     async def _wait_and_load(self, state: BlobState, position: int, length: int, deliver: Deliver) -> None:
+        if await self._loaded(state, position, length, deliver, lent=False):
+            return
+        with _Waiting(self._own, self._clock):
+            await self._turns.acquire()
+        try:
+            await self._loaded(state, position, length, deliver, lent=True)
+        finally:
+            self._turns.release()
+
+    async def _loaded(self, state: BlobState, position: int, length: int, deliver: Deliver, *, lent: bool) -> bool:
+        """Waits and delivers. Without `lent` it takes no loan, and returns False where what is missing may come as one."""
         session = self._session
         first = position >> _SHIFT
         blocks = range(first, ((position + length - 1) >> _SHIFT) + 1)
@@ -158,20 +174,22 @@ class Reader:
                 continue
             if cached is not None and cached.rejected:
                 raise Corrupt("this content does not match its digest", where=str(cached.digest))
-            for block in blocks:
-                lent = session.loans.get((state.index, block))
-                if lent is not None:
-                    loans[block] = lent
+            for block in blocks if lent else ():
+                loan = session.loans.get((state.index, block))
+                if loan is not None:
+                    loans[block] = loan
             absent = [block for block in blocks if block not in loans and (cached is None or not cached.has(block))]
+            if absent and not lent and (cached is None or state.lends):
+                return False
             if absent:
                 with _Waiting(self._own, self._clock):
-                    loans |= await session.wait_blocks(state.index, joined(absent))
+                    loans |= await session.wait_blocks(state.index, joined(absent), keeps=lent)
                 # Look again: what has come may have been lost by a fetcher that died since.
                 continue
             damaged = await trio.to_thread.run_sync(_load, state, position, length, loans, deliver, limiter=self._disk)
             if damaged is None:
                 self._served.note(state, position, length)
-                return
+                return True
             repairs += 1
             where = self._tree.blob(state.index).digest
             _log.warning("block_damaged", blob=where, block=damaged, repairs=repairs)
@@ -180,7 +198,7 @@ class Reader:
                     "the cache disk does not return what was written to it", where=where, fix="replace the cache's disk"
                 )
             with _Waiting(self._own, self._clock):
-                loans |= await session.wait_repaired(state.index, damaged)
+                loans |= await session.wait_repaired(state.index, damaged, keeps=lent)
 
 
 class Server:

@@ -50,6 +50,7 @@ class BlobState:
         "error",
         "identity",
         "index",
+        "lends",
         "opened",
         "refusal",
         "uncached",
@@ -61,6 +62,8 @@ class BlobState:
         self.cached: CachedBlob | None = None
         self.uncached = False
         """The fetcher has no room for it: every block comes as a loan."""
+        self.lends = False
+        """A block came as a loan since the files were opened: the cache may take no others either."""
         self.error: WeightlessError | None = None
         """Set once it is quarantined: nothing of it is served any more."""
         self.asked = False
@@ -153,9 +156,12 @@ class FetchSession:
         if state.refusal is not None and state.cached is None:
             raise state.refusal
 
-    async def wait_blocks(self, blob: int, runs: Sequence[Run]) -> dict[int, bytes]:
-        """Waits until these blocks have come; returns those that are only lent. Raises the fault when they never will."""
-        wait, unasked = self.waits.add(blob, runs)
+    async def wait_blocks(self, blob: int, runs: Sequence[Run], *, keeps: bool = True) -> dict[int, bytes]:
+        """Waits until these blocks have come; returns those that are only lent. Raises the fault when they never will.
+
+        Without `keeps` it returns none of those: they are memory, which the caller has to bound.
+        """
+        wait, unasked = self.waits.add(blob, runs, keeps=keeps)
         for first, count in unasked:
             self._post(protocol.Want(blob=blob, first=first, count=count, priority="demand"))
         try:
@@ -166,10 +172,10 @@ class FetchSession:
             raise wait.error
         return wait.loans
 
-    async def wait_repaired(self, blob: int, block: int) -> dict[int, bytes]:
+    async def wait_repaired(self, blob: int, block: int, *, keeps: bool = True) -> dict[int, bytes]:
         """As `wait_blocks` for a block whose bytes are damaged."""
         self._post(protocol.Damaged(blob=blob, first=block, count=1))
-        return await self.wait_blocks(blob, [(block, 1)])
+        return await self.wait_blocks(blob, [(block, 1)], keeps=keeps)
 
     def wish(self, blob: int, first: int, count: int) -> None:
         """Asks for blocks that will be read soon; there is no answer. From any thread."""
@@ -285,6 +291,7 @@ class FetchSession:
                 self._opened(self.blobs[blob], fds)
             case protocol.Loan(blob=blob, block=block) if fds:
                 content = wire.read_whole(fds[0], protocol.BLOCK_BYTES)
+                self.blobs[blob].lends = True
                 self.loans[blob, block] = content
                 if len(self.loans) > KEPT_LOANS:
                     self.loans.popitem(last=False)
@@ -317,7 +324,7 @@ class FetchSession:
                 return
             state.replace(cached)
             state.identity = identity
-            state.uncached = False
+            state.uncached = state.lends = False
         state.opened.set()
 
     def _failed(self, state: BlobState, first: int, count: int, fault: Fault) -> None:

@@ -19,13 +19,14 @@ Run = tuple[int, int]
 class Wait:
     """One read that waits for some blocks of one blob. `done` is set when all have come, or `error` says why they never will."""
 
-    __slots__ = ("blob", "done", "error", "loans", "missing")
+    __slots__ = ("blob", "done", "error", "keeps", "loans", "missing")
 
-    def __init__(self, blob: int, missing: set[int]) -> None:
+    def __init__(self, blob: int, missing: set[int], *, keeps: bool = True) -> None:
         self.blob = blob
         self.missing = missing
+        self.keeps = keeps
         self.loans: dict[int, bytes] = {}
-        """Blocks that came without being cached."""
+        """Blocks that came without being cached, if they are kept: they are memory until the last one has come."""
         self.error: WeightlessError | None = None
         self.done = trio.Event()
 
@@ -38,10 +39,10 @@ class WaitTable:
         """The number of blocks that are waited for."""
         return sum(map(len, self._waits.values()))
 
-    def add(self, blob: int, runs: Iterable[Run]) -> tuple[Wait, list[Run]]:
+    def add(self, blob: int, runs: Iterable[Run], *, keeps: bool = True) -> tuple[Wait, list[Run]]:
         """A new wait for the blocks of `runs`, and those runs that nobody has asked the fetcher for yet."""
         blocks = [block for first, count in runs for block in range(first, first + count)]
-        wait = Wait(blob, set(blocks))
+        wait = Wait(blob, set(blocks), keeps=keeps)
         by_block = self._waits.setdefault(blob, {})
         new = [block for block in blocks if block not in by_block]
         for block in blocks:
@@ -56,7 +57,8 @@ class WaitTable:
     def lent(self, blob: int, block: int, content: bytes) -> None:
         for _, waits in self._taken(blob, block, 1):
             for wait in waits:
-                wait.loans[block] = content
+                if wait.keeps:
+                    wait.loans[block] = content
                 _have(wait, block)
 
     def failed(self, blob: int, first: int, count: int, error: WeightlessError) -> None:

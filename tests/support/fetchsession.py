@@ -9,6 +9,7 @@ import hashlib
 import os
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -122,6 +123,13 @@ class FakeFetcher:
             waiting, self._waiting = self._waiting, []
         for want in waiting:
             self._deliver(want)
+
+    def lend(self, which: Callable[[int], bool]) -> None:
+        """Lends such blocks of what was held back."""
+        with self._lock:
+            wanted = [(want.blob, block) for want in self._waiting for block in _blocks(want) if which(block)]
+        for blob, block in wanted:
+            self.send(protocol.Loan(blob=blob, block=block), [wire.sealed_memfd("loan", self.blobs[blob].block(block))])
 
     def send(self, message: protocol.ToWorker, fds: list[int] | None = None) -> None:
         assert self._channel is not None

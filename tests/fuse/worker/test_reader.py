@@ -7,15 +7,19 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
 import trio
 
+from fuse import wire
 from fuse.errors import Corrupt, Fault, NotFound
 from fuse.fetch import protocol
+from fuse.filesystem.table import Table
 from fuse.filesystem.tree import Tree
 from fuse.prefetch import order
 from fuse.prefetch.streams import FIRST_WINDOW_BYTES
+from fuse.worker import reader, session_client
 from fuse.worker.reader import Reader
 from fuse.worker.session_client import FetchSession
 from tests.support.fetchsession import BLOCK, FakeFetcher
@@ -35,8 +39,8 @@ WHOLE, PART, SMALL, EMPTY = 2, 3, 4, 5
 class Bench:
     """A reader and what it hears of conditions and quarantines."""
 
-    def __init__(self, fetcher: FakeFetcher) -> None:
-        table = table_of(FILES, [CONTENT, OTHER])
+    def __init__(self, fetcher: FakeFetcher, table: Table | None = None) -> None:
+        table = table or table_of(FILES, [CONTENT, OTHER])
         self.fetcher = fetcher
         self.conditions: list[tuple[Fault | None, bool]] = []
         self.quarantined: list[int] = []
@@ -76,9 +80,15 @@ def fetcher(tmp_path: Path) -> Iterator[FakeFetcher]:
     found.close()
 
 
-def run(fetcher: FakeFetcher, body: Callable[[Bench], Awaitable[None]], *, connected: bool = True) -> None:
+def run(
+    fetcher: FakeFetcher,
+    body: Callable[[Bench], Awaitable[None]],
+    *,
+    connected: bool = True,
+    table: Table | None = None,
+) -> None:
     async def main() -> None:
-        bench = Bench(fetcher)
+        bench = Bench(fetcher, table)
         with trio.fail_after(30):
             if connected:
                 async with bench.connected():
@@ -250,6 +260,62 @@ def test_full_disk_reads_go_on_with_loans(fetcher: FakeFetcher) -> None:
         assert sorted(bench.fetcher.demanded()) == list(range(7))
 
     run(fetcher, body)
+
+
+@pytest.mark.parametrize("full", ["from the beginning", "meanwhile"])
+def test_what_is_lent_to_waiting_reads_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
+    """However many reads wait with one of their blocks lent and the other missing: few are in memory, and every byte is right."""
+    most, kept, blocks = 3, 4, 40
+    alive, peak = 0, 0
+
+    class Counted(bytes):
+        def __new__(cls, content: bytes) -> Self:
+            nonlocal alive, peak
+            alive += 1
+            peak = max(peak, alive)
+            return super().__new__(cls, content)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    read_whole = wire.read_whole
+    monkeypatch.setattr(wire, "read_whole", lambda fd, limit: Counted(read_whole(fd, limit)))
+    monkeypatch.setattr(reader, "LENT_READS", most)
+    monkeypatch.setattr(session_client, "KEPT_LOANS", kept)
+    content = random.Random(4).randbytes(BLOCK) * blocks
+    content = b"".join(
+        number.to_bytes(4, "big") + content[number * BLOCK + 4 : (number + 1) * BLOCK] for number in range(blocks)
+    )
+    fetcher = FakeFetcher(tmp_path, [content, OTHER])
+    table = table_of({"large": (0, 0, len(content))}, [content, OTHER])
+    half = BLOCK // 2
+    found: dict[int, bytes] = {}
+
+    async def body(bench: Bench) -> None:
+        async def read(block: int) -> None:
+            found[block] = await bench.read(WHOLE, block * BLOCK + half, BLOCK)
+
+        if full == "meanwhile":
+            await bench.read(WHOLE, (blocks - 1) * BLOCK, 1)
+        fetcher.uncached = fetcher.held = True
+        async with trio.open_nursery() as nursery:
+            for block in range(blocks - 1):
+                nursery.start_soon(read, block)
+            await bench.until(lambda: bench.reader.counters.waiting == blocks - 1 and fetcher.demanded())
+            fetcher.lend(lambda block: block % 2 == 0)
+            await bench.until(lambda: peak)
+            fetcher.release()
+        for block, got in found.items():
+            assert got == content[block * BLOCK + half : (block + 1) * BLOCK + half]
+        assert len(found) == blocks - 1
+        # One is just being handed over.
+        assert peak <= 2 * most + kept + 1
+
+    try:
+        run(fetcher, body, table=table)
+    finally:
+        fetcher.close()
 
 
 def test_cache_is_used_again_when_there_is_room(fetcher: FakeFetcher) -> None:
