@@ -184,7 +184,7 @@ class MountManager:
         `grant` names the user, for `release`; the same name again replaces its access. Returns the mount's id. On failure,
         also one raised by `checkpoint`, nothing is left behind.
         """
-        use = Use(reference=artifact.reference, access=access, prefetch=prefetch)
+        use = Use(reference=artifact.reference, access=access, prefetch=prefetch, proven_at=artifact.proven_at)
         mine = Mount(
             spec=spec.MountSpec(
                 parts=artifact.parts,

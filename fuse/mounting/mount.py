@@ -40,6 +40,8 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     access: Access
     prefetch: Prefetch
+    proven_at: float | None = None
+    """Unix time of the proof on which the offline policy let this user in; None when the registry did. Since version 2."""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +127,11 @@ class Mount:
     def prefetch(self) -> Prefetch:
         """The most that any user wants."""
         return "full" if any(use.prefetch == "full" for use in self.uses.values()) else "none"
+
+    @property
+    def proven_at(self) -> float:
+        """Unix time of the oldest proof on which the offline policy let a user in; 0 when the registry let all in."""
+        return min((use.proven_at for use in self.uses.values() if use.proven_at is not None), default=0.0)
 
     def note(self, trouble: WeightlessError | None) -> None:
         """Why it is not served just now, for its status; None when it is."""

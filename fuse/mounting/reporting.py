@@ -108,6 +108,7 @@ def health(mount: Mount, around: Surroundings) -> Health:
     if found.state != "healthy":
         same = found.cause == before.cause and before.since
         found = msgspec.structs.replace(found, since=before.since if same else found.since or time.time())
+    found = msgspec.structs.replace(found, proven_at=mount.proven_at)
     mount.health = found
     return found
 

@@ -18,6 +18,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     """In words, for people."""
     since: float = 0.0
     """Unix time; 0 when healthy, or not known."""
+    proven_at: float = 0.0
+    """Unix time of the oldest proof on which the offline policy let a user of the mount in; 0 when the registry let all in."""
     reason_code: str = ""
     """A `fuse.mounting.reasons.Reason`, or one of a newer version; empty when healthy, and from an older one."""
 
@@ -29,15 +31,23 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def since_iso(self) -> str:
         """UTC, to the second: "2026-11-25T12:00:03Z"; empty when there is no such time."""
-        return datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if self.since > 0 else ""
+        return _iso(self.since)
 
     def sentence(self) -> str:
         """State, since when, reason, words and what it means to a reader, for a volume's condition."""
+        offline = (
+            f"; let in by the offline policy, as the registry last did {_iso(self.proven_at)}" if self.proven_at else ""
+        )
         if self.state == "healthy":
-            return consequence(self.state, "")
+            return consequence(self.state, "") + offline
         since = f" since {self.since_iso}" if self.since_iso else ""
         words = f"{self.reason}; " if self.reason else ""
-        return f"{self.state}{since}: {known(self.reason_code)}: {words}{consequence(self.state, self.reason_code)}"
+        meaning = consequence(self.state, self.reason_code)
+        return f"{self.state}{since}: {known(self.reason_code)}: {words}{meaning}{offline}"
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if moment > 0 else ""
 
 
 class Restarts(msgspec.Struct, frozen=True, kw_only=True):

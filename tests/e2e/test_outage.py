@@ -111,12 +111,16 @@ def test_a_pod_is_published_offline_with_the_credentials_that_were_let_in(
             registry.stop()
             node.publish("csi-2", node.target("two"), reference, secrets=good)
             assert digest_tree(small_model) == digest_tree(node.target("two"))
+            (status,) = CommandLine(sandbox).status()
+            assert status["condition"]["proven_at"] > 0
+            assert "let in by the offline policy" in node.stats("csi-2", node.target("two")).volume_condition.message
             for number, secrets in enumerate(({**good, "password": "guessed"}, {})):
                 with pytest.raises(grpc.RpcError) as refused:
                     node.publish(f"csi-bad-{number}", node.target(f"bad-{number}"), reference, secrets=secrets)
                 assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-            for volume, pod in (("csi-1", "one"), ("csi-2", "two")):
-                node.unpublish(volume, node.target(pod))
+            node.unpublish("csi-2", node.target("two"))
+            assert CommandLine(sandbox).status()[0]["condition"]["proven_at"] == 0
+            node.unpublish("csi-1", node.target("one"))
             assert node.leftovers() == []
     for path in sandbox.cache.rglob("*"):
         assert not path.is_file() or PASSWORD.encode() not in path.read_bytes()
