@@ -33,6 +33,8 @@ class KeeperClient:
         self._sock = sock
         self._child = child
         self._lock = threading.Lock()
+        self.broken = False
+        """Whether an answer did not come: a later one would be taken for that of another request, so there are no more."""
         self._sock.settimeout(_LIMIT_S)
         greeting = self._ask({"op": "hello", "version": keeper.VERSION})[0]
         self.pid = int(str(greeting["pid"]))
@@ -45,9 +47,9 @@ class KeeperClient:
             )
 
     @classmethod
-    def open(cls, path: Path) -> KeeperClient:
-        """Connects; starts the keeper where none lives. Raises Unavailable."""
-        deadline = time.monotonic() + _LIMIT_S
+    def open(cls, path: Path, limit_s: float | None = None) -> KeeperClient:
+        """Connects; starts the keeper where none lives. Raises Unavailable when it does not answer for `limit_s` (None: 5 s)."""
+        deadline = time.monotonic() + (_LIMIT_S if limit_s is None else limit_s)
         while True:  # a keeper may be ending just now: then a later turn starts one
             child = None
             try:
@@ -124,10 +126,13 @@ class KeeperClient:
 
     def _ask(self, message: dict[str, object], fds: Sequence[int] = ()) -> tuple[dict[str, object], list[int]]:
         with self._lock:
+            if self.broken:
+                raise Unavailable("the keeper did not answer before", where=str(self.path))
             try:
                 socket.send_fds(self._sock, [json.dumps(message).encode()], list(fds))
                 packet, given, _, _ = socket.recv_fds(self._sock, _MAX_ANSWER, keeper.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
             except OSError as error:
+                self.broken = True
                 raise Unavailable(f"the keeper does not answer: {error}", where=str(self.path)) from None
         if not packet:
             raise Unavailable("the keeper is gone", where=str(self.path))

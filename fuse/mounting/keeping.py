@@ -96,6 +96,8 @@ class Keeping:
             client.keep(mount.id, [mount.device_fd, state, mount.table_fd, *more])
         except Unavailable as error:
             _log.warning("mount_not_kept", mount=mount.id, error=error)  # if it died, the renewal keeps it
+            if client.broken:
+                self._lost(client, "did not answer")
         finally:
             wire.close_all([state, *more])
 
@@ -109,6 +111,8 @@ class Keeping:
         except Unavailable as error:
             self._undropped.add(mount_id)
             _log.warning("mount_not_dropped", mount=mount_id, error=error)
+            if client.broken:
+                self._lost(client, "did not answer")
 
     def wait_renewed(self) -> bool:
         """Whether there is a keeper, after waiting for one that is being started."""
@@ -130,7 +134,8 @@ class Keeping:
 
     def _first(self, *, patient: bool) -> KeeperClient | None:
         if self._choice == "own":
-            return KeeperClient.open(self._path)
+            # It may hold what nobody else has, so one that is only slow is waited for.
+            return KeeperClient.open(self._path, EXTERNAL_LIMIT_S)
         deadline = time.monotonic() + (EXTERNAL_LIMIT_S if patient else 0.0)
         told = False
         while True:
@@ -162,15 +167,22 @@ class Keeping:
 
     def _hung_up(self) -> None:
         """On the watch thread."""
+        client = self._client
+        if client is not None:
+            self._lost(client, "hung up")
+
+    def _lost(self, client: KeeperClient, reason: str) -> None:
         with self._lock:
-            client, self._client = self._client, None
-        if client is None:
-            return
+            if self._client is not client:
+                return
+            self._client = None
         self._watch.remove(client.fileno())
         client.close()
         if not self._closing.is_set():
-            pause_s = self.history.ended(time.monotonic(), time.time(), "hung up")
-            _log.warning("keeper_gone", pid=client.pid, restarts=self.history.told.count, next_try_in_s=pause_s)
+            pause_s = self.history.ended(time.monotonic(), time.time(), reason)
+            _log.warning(
+                "keeper_gone", pid=client.pid, reason=reason, restarts=self.history.told.count, next_try_in_s=pause_s
+            )
             self._look_again(pause_s)
 
     def _look_again(self, pause_s: float = 0.0) -> None:
@@ -193,7 +205,8 @@ class Keeping:
         with self._lock:
             self._client = client
         self._fill(client, held)
-        self._arm(client)
+        if self._client is client:
+            self._arm(client)
 
     def _fill(self, client: KeeperClient, held: list[str]) -> None:
         """Makes the keeper hold what lives and nothing else; what it holds of a predecessor's is handed to `found`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from fuse import keeper, wire
 from fuse.errors import Unavailable
-from fuse.mounting import device
+from fuse.mounting import device, keeper_client
 from fuse.mounting.keeper_client import KeeperClient
 from fuse.mounting.mount import Kept
 from tests.support import holderprocess
@@ -165,6 +166,56 @@ def test_what_a_late_keeper_holds_is_taken_back(here: Place) -> None:
 
 
 # ---- other versions ----
+
+
+def test_a_keeper_that_does_not_answer_is_no_keeper(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, it is given up at the first answer that does not come, and filled when it goes on: no late answer is taken for
+    that to something else."""
+    monkeypatch.setattr(keeper_client, "_LIMIT_S", 0.3)
+    first = here.manager()
+    mount_id, mountpoint = here.mount(first)
+    pid = first.status(mount_id).keeper_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        first.release(mount_id, next(iter(first.status(mount_id).grants)))
+        until(lambda: not first.totals().keeper_up, "it is given up")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: first.status(mount_id).keeper_pid == pid, "it is there again")
+    until(lambda: first.totals().keeper_up, "it is filled")
+    first.close(keep=True)
+    second = here.manager()
+    assert second.lost() == []
+    assert second.status(mount_id).grants == ()
+    assert (mountpoint / "model.bin").read_bytes() == CONTENT
+
+
+def test_a_start_waits_for_a_keeper_that_is_slow(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold what nobody else has; a holder that ended instead would only be started again."""
+    first = here.manager()
+    mount_id, mountpoint = here.mount(first)
+    pid = first.status(mount_id).keeper_pid
+    assert pid is not None
+    first.close(keep=True)
+    monkeypatch.setattr(keeper_client, "_LIMIT_S", 0.3)
+    tries: list[Path] = []
+    connect = wire.connect
+
+    def counted(path: Path) -> socket.socket:
+        tries.append(path)
+        if tries.count(path) == 3 and path.name == "holder.keeper":
+            os.kill(pid, signal.SIGCONT)
+        return connect(path)
+
+    monkeypatch.setattr(wire, "connect", counted)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        second = here.manager()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert second.status(mount_id).keeper_pid == pid
+    assert (mountpoint / "model.bin").read_bytes() == CONTENT
 
 
 def test_what_a_later_version_kept_is_taken_back(here: Place) -> None:
