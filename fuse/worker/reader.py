@@ -4,8 +4,8 @@ A read takes one of two ways. *At once*: all blocks are present, their bytes mat
 `fuse.cache.blob`), and their pages are in memory; then it costs one preadv into the buffer of the thread that serves it, and
 nothing is awaited. Any thread may do that, with a `Server` of its own. *Later*: absent blocks are demanded from the fetcher and
 awaited on trio's thread, the disk is read in a thread of a pool. There is no deadline, since a temporary fault never becomes an
-error; a permanent one is raised. A waiting read holds nothing, and one that is cancelled leaves nothing. What is lent, because the
-cache takes nothing, is memory from when it comes until it is delivered: so reads take turns for that, before they ask
+error; a permanent one is raised. A waiting read holds nothing, and one that is cancelled leaves nothing. What is lent, because
+the cache takes nothing, is memory from when it comes until it is delivered: so reads take turns for that, before they ask
 (`LENT_READS`).
 
 The files of a blob may be replaced or set aside while threads read them: they are borrowed for as long as bytes are on their way

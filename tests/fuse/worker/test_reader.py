@@ -265,7 +265,7 @@ def test_full_disk_reads_go_on_with_loans(fetcher: FakeFetcher) -> None:
 @pytest.mark.parametrize("full", ["from the beginning", "meanwhile"])
 def test_what_is_lent_to_waiting_reads_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str) -> None:
     """However many reads wait with one of their blocks lent and the other missing: few are in memory, and every byte is right."""
-    most, kept, blocks = 3, 4, 40
+    most, kept, blocks = 2, 2, 20
     alive, peak = 0, 0
 
     class Counted(bytes):
