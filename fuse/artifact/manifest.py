@@ -58,6 +58,8 @@ class Manifest:
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: dict[str, str]
+    subject: Descriptor | None = None
+    """The manifest that this one is about, if it is a referrer."""
 
     @property
     def kind(self) -> str:
@@ -95,6 +97,7 @@ class _Document(msgspec.Struct, rename="camel"):
     layers: list[_Descriptor] | None = None
     manifests: list[_Descriptor] | None = None
     annotations: dict[str, str] | None = None
+    subject: msgspec.Raw = msgspec.Raw()
 
 
 _DECODER: Final = msgspec.json.Decoder(_Document)
@@ -139,7 +142,18 @@ def parse(content: bytes, *, content_type: str, digest: Digest) -> Manifest | In
         config=_descriptor(document.config, where),
         layers=_descriptors(document.layers, where),
         annotations=document.annotations or {},
+        subject=_subject(document.subject, where),
     )
+
+
+def _subject(raw: msgspec.Raw, where: str) -> Descriptor | None:
+    """Looked at for itself: a broken one makes no model unreadable, since a model's subject means nothing here."""
+    if not bytes(raw):
+        return None
+    try:
+        return _descriptor(msgspec.json.decode(raw, type=_Descriptor), where)
+    except (msgspec.DecodeError, UnicodeDecodeError, InvalidArtifact):
+        return None
 
 
 def _media_type(document: _Document, content_type: str, where: str) -> str:

@@ -57,7 +57,7 @@ class BlobReader(Protocol):
 class ObjectStore(Protocol):
     """Small things to remember, by kind and key. `get` answers what was put, whole, or None; anything may be forgotten.
 
-    Kinds: `manifests`, `tables`, `offsets`. Keys are at most 200 characters of `a-z`, `0-9` and `-`.
+    Kinds: `manifests`, `tables`, `offsets`, `chunks`. Keys are at most 200 characters of `a-z`, `0-9` and `-`.
     """
 
     def get(self, kind: str, key: str, /) -> bytes | None: ...

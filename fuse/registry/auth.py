@@ -44,7 +44,10 @@ class _TokenAnswer(msgspec.Struct):
 class Authorizer:
     """What to put into the Authorization header, and what to do about a 401."""
 
-    def __init__(self, credential: Credential | None, repository: str, where: str, control: ControlClient) -> None:
+    def __init__(
+        self, credential: Credential | None, repository: str, where: str, control: ControlClient, actions: str = "pull"
+    ) -> None:
+        self._actions = actions
         self._credential = credential
         self._repository = repository
         self._where = where
@@ -123,7 +126,10 @@ class Authorizer:
         route = realm(challenge.parameter("realm"))
         service = challenge.parameter("service")
         # A mirror's challenge knows better under which name it holds the repository (Harbor's proxy projects).
-        scope = challenge.parameter("scope") or f"repository:{self._repository}:pull"
+        scope = challenge.parameter("scope")
+        if not scope or self._actions != "pull":
+            # Who pushes asks for both at once: a challenge names what one request needs, and the next needs the other.
+            scope = f"repository:{self._repository}:{self._actions}"
         asked_at = time.monotonic()
         answer = self._ask(route, service, scope)
         token = _printable(answer.token or answer.access_token, route.authority)
@@ -168,14 +174,16 @@ class Authorizers:
     def __init__(self, control: ControlClient) -> None:
         self._control = control
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, str, Credential | None], Authorizer] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str, Credential | None, str], Authorizer] = OrderedDict()
 
-    def authorizer(self, endpoint_url: str, repository: str, credential: Credential | None, where: str) -> Authorizer:
-        key = (endpoint_url, repository, credential)
+    def authorizer(
+        self, endpoint_url: str, repository: str, credential: Credential | None, where: str, actions: str = "pull"
+    ) -> Authorizer:
+        key = (endpoint_url, repository, credential, actions)
         with self._lock:
             found = self._known.get(key)
             if found is None:
-                found = self._known[key] = Authorizer(credential, repository, where, self._control)
+                found = self._known[key] = Authorizer(credential, repository, where, self._control, actions)
                 if len(self._known) > _MAX_AUTHORIZERS:
                     self._known.popitem(last=False)
             else:

@@ -20,11 +20,21 @@ class BlobStream:
     """An open body. `start` is the offset in the blob of the first byte that `readinto` gives, `length` how many follow.
 
     They may differ from what was asked for: a server that ignores Range sends the whole blob from 0, and one may send fewer
-    bytes than asked. `source` is the host that sends, for logs.
+    bytes than asked. `source` is the host that sends, for logs; `endpoint` the URL of the configured host that was asked, and
+    `origin` whether that is the registry itself.
     """
 
     def __init__(
-        self, reply: RangeReply, *, start: int, length: int, source: str, where: str, failed: Callable[[], None]
+        self,
+        reply: RangeReply,
+        *,
+        start: int,
+        length: int,
+        source: str,
+        endpoint: str,
+        origin: bool,
+        where: str,
+        failed: Callable[[], None],
     ) -> None:
         self._reply = reply
         self._left = length
@@ -33,6 +43,8 @@ class BlobStream:
         self.start = start
         self.length = length
         self.source = source
+        self.endpoint = endpoint
+        self.origin = origin
 
     def __enter__(self) -> Self:
         return self

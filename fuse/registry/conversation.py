@@ -25,11 +25,21 @@ Send = Callable[[Route, Mapping[str, str]], R]
 class Conversation:
     """One endpoint as seen by one credential and one repository."""
 
-    def __init__(self, transport: Transport, access: Access, endpoint: Endpoint, repository: str, where: str) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        access: Access,
+        endpoint: Endpoint,
+        repository: str,
+        where: str,
+        *,
+        actions: str = "pull",
+    ) -> None:
+        """`actions`: what tokens are asked for, `pull` or `pull,push`."""
         self.endpoint = endpoint
         self._repository = repository
         self._routes = transport.routes(access, endpoint)
-        self._authorizer = transport.authorizer(endpoint, repository, where)
+        self._authorizer = transport.authorizer(endpoint, repository, where, actions)
 
     @property
     def authority(self) -> str:
@@ -41,8 +51,18 @@ class Conversation:
 
         Returns the last answer, whatever its status, and where it came from; the caller closes it.
         """
-        query = f"?ns={quote(self.endpoint.namespace, safe='')}" if self.endpoint.namespace else ""
-        route = self._routes.own(f"/{self._repository}/{path}{query}")
+        joint = "&" if "?" in path else "?"
+        query = f"{joint}ns={quote(self.endpoint.namespace, safe='')}" if self.endpoint.namespace else ""
+        return self._ask(send, self._routes.own(f"/{self._repository}/{path}{query}"), headers)
+
+    def follow(self, send: Send[R], came_from: Route, location: str, headers: Mapping[str, str]) -> tuple[R, Route]:
+        """As `ask`, for where an answer pointed to (an upload's Location): under the rules of redirects."""
+        route = self._routes.redirected(came_from, location)
+        if not self.is_own(route):
+            return send(route, headers), route
+        return self._ask(send, route, headers)
+
+    def _ask(self, send: Send[R], route: Route, headers: Mapping[str, str]) -> tuple[R, Route]:
         authorization = self._authorizer.header(self._routes.realm)
         reply = send(route, self._own_headers(headers, authorization))
         if reply.status == 401:

@@ -7,7 +7,7 @@ one's word counts. Content is checked against its digest where there is one. Thr
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -100,18 +100,28 @@ class Repository:
             )
         return _retried(lambda: self._first("pull", partial(self._small_blob, digest=digest, size=size)), cancel)
 
-    def open_blob(self, digest: Digest, size: int, first: int, length: int, *, lane: object = None) -> BlobStream:
+    def open_blob(
+        self,
+        digest: Digest,
+        size: int,
+        first: int,
+        length: int,
+        *,
+        lane: object = None,
+        avoid: Collection[str] = (),
+    ) -> BlobStream:
         """Asks for `length` bytes from offset `first` of a blob of `size` bytes. One try at each endpoint, no waiting between.
 
         `lane` names the caller's line of work: connections are kept for it, so two threads that read at the same time
-        should use two (`Transport.close_lane` ends one); by default each thread is its own. Raises as `manifest`;
-        Unavailable may carry `retry_after_s`.
+        should use two (`Transport.close_lane` ends one); by default each thread is its own. `avoid`: mirrors (by
+        `BlobStream.endpoint`) that are not asked, as they gave wrong bytes. Raises as `manifest`; Unavailable may carry
+        `retry_after_s`.
         """
         if first < 0 or first + length > size or length < min(1, size):
             raise ValueError(f"bytes {first}+{length} are not within {size}")
         lane = threading.get_ident() if lane is None else lane
         attempt = partial(self._open, digest=digest, size=size, first=first, length=length, lane=lane)
-        return self._first("pull", attempt)
+        return self._first("pull", attempt, avoid)
 
     # ---- one endpoint ----
 
@@ -200,6 +210,8 @@ class Repository:
             start=start,
             length=count,
             source=route.authority,
+            endpoint=endpoint.url,
+            origin=endpoint.origin,
             where=f"{self.reference.name}@{digest}",
             failed=partial(self._stream_failed, endpoint, key),
         )
@@ -238,13 +250,14 @@ class Repository:
 
     # ---- all endpoints ----
 
-    def _first(self, capability: Capability, attempt: Callable[[Conversation], T]) -> T:
+    def _first(self, capability: Capability, attempt: Callable[[Conversation], T], avoid: Collection[str] = ()) -> T:
         """The result of the first endpoint that has one; the error of the last otherwise."""
         able = [each for each in self._conversations if capability in each.endpoint.capabilities]
         if not able:
             raise InvalidConfig(
                 f"no host may be used to {capability}", where=self.reference.host, fix="see capabilities in hosts.toml"
             )
+        able = [each for each in able if each.endpoint.url not in avoid] or able[-1:]
         health = self._transport.health
         candidates = [each for each in able if not health.is_paused(each.endpoint)] or able
         for conversation in candidates:

@@ -54,8 +54,8 @@ class Transport:
     def routes(self, access: Access, endpoint: Endpoint) -> Routes:
         return Routes(access, endpoint, self._dialer.reach)
 
-    def authorizer(self, endpoint: Endpoint, repository: str, where: str) -> Authorizer:
-        return self._authorizers.authorizer(endpoint.url, repository, endpoint.credential, where)
+    def authorizer(self, endpoint: Endpoint, repository: str, where: str, actions: str = "pull") -> Authorizer:
+        return self._authorizers.authorizer(endpoint.url, repository, endpoint.credential, where, actions)
 
     def close_lane(self, lane: object) -> None:
         """Closes the idle connections that `open_blob` kept for `lane`."""

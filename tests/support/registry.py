@@ -94,7 +94,10 @@ class FaultyRegistry(ModelRegistry):
     # ---- what tests set and ask ----
 
     def script(self, kind: str, words: str, *, forever: bool = False) -> None:
-        """Faults for the next requests of a kind: `manifest`, `blob`, `token`, `signed`. `forever` repeats the last word."""
+        """Faults for the next requests of a kind: `manifest`, `blob`, `referrers`, `token`, `signed`.
+
+        `forever` repeats the last word.
+        """
         with self._state:
             self._scripts[kind] = (words.split(), forever)
 
@@ -155,7 +158,11 @@ class FaultyRegistry(ModelRegistry):
         if repository in self.denied:
             return Response.error(403, "DENIED", "requested access to the resource is denied")
         if fault in ("no-range", "wrong-range", "late-range", "extra"):
-            return super().answer(_without_range(request, fault))
+            return self.serve(_without_range(request, fault))
+        return self.serve(request)
+
+    def serve(self, request: Request) -> Response:
+        """The answer to a request that may be made; for subclasses that can do more."""
         return super().answer(request)
 
     def _refusal(self, request: Request) -> Response | None:
@@ -251,6 +258,8 @@ def _kind(request: Request) -> str:
         return "signed"
     if "/manifests/" in request.path:
         return "manifest"
+    if "/referrers/" in request.path:
+        return "referrers"
     return "blob" if "/blobs/" in request.path else "other"
 
 
