@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from bench import faults, memory, recovery, sequential, tensor_overfetch, time_to_first_byte
+from bench import chunk_index, faults, memory, recovery, sequential, tensor_overfetch, time_to_first_byte
 from bench.results import Result, show
 from fuse.errors import WeightlessError
 from weightless import console
@@ -19,6 +19,7 @@ BENCHMARKS: Final[dict[str, Callable[[], list[Result]]]] = {
     "memory": memory.measure,
     "recovery": recovery.measure,
     "faults": faults.measure,
+    "chunk_index": chunk_index.measure,
 }
 
 

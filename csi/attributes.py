@@ -16,12 +16,12 @@ import msgspec
 from fuse.artifact.reference import Reference
 from fuse.errors import InvalidReference, InvalidRequest
 from fuse.filesystem.table import View
-from fuse.spec import Prefetch
+from fuse.spec import Prefetch, Verify
 
 PREFIX: Final = "csi.weightless.dev/"
 MODELPACK_PREFIX: Final = "model.csi.modelpack.org/"
 
-KNOWN: Final = ("reference", "prefetch", "exclude-file-patterns", "exclude-model-weights")
+KNOWN: Final = ("reference", "prefetch", "verify", "exclude-file-patterns", "exclude-model-weights")
 _MIGRATION: Final = ("check-disk-quota", "type")
 """Of the ModelPack driver: how much is fetched is our cache's business, and there is one type of volume only."""
 _KUBERNETES: Final = ("k8s.io", "kubernetes.io")
@@ -44,6 +44,7 @@ class Attributes:
     """Canonical: as `Reference` prints it."""
     view: View
     prefetch: Prefetch
+    verify: Verify = "lazy"
 
 
 def parse(context: Mapping[str, str]) -> Attributes:
@@ -64,7 +65,12 @@ def parse(context: Mapping[str, str]) -> Attributes:
         exclude=_patterns(values.get("exclude-file-patterns")),
         exclude_weights=_boolean("exclude-model-weights", values.get("exclude-model-weights")),
     )
-    return Attributes(reference=str(reference), view=view, prefetch=_prefetch(values.get("prefetch")))
+    return Attributes(
+        reference=str(reference),
+        view=view,
+        prefetch=_prefetch(values.get("prefetch")),
+        verify=_verify(values.get("verify")),
+    )
 
 
 def check_secrets(secrets: Mapping[str, str]) -> dict[str, str]:
@@ -146,6 +152,14 @@ def _prefetch(text: str | None) -> Prefetch:
         if text in (choice, None, ""):
             return choice
     raise InvalidRequest(f"{text!r:.80} is not a way to prefetch", where="attribute prefetch", fix="use full or none")
+
+
+def _verify(text: str | None) -> Verify:
+    choices: tuple[Literal["lazy"], Literal["strict"]] = ("lazy", "strict")
+    for choice in choices:
+        if text in (choice, None, ""):
+            return choice
+    raise InvalidRequest(f"{text!r:.80} is not a way to verify", where="attribute verify", fix="use lazy or strict")
 
 
 def _patterns(text: str | None) -> tuple[str, ...]:

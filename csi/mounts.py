@@ -26,7 +26,7 @@ from fuse.mounting.mountinfo import Entry, MountTable
 from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health, HolderTotals, MountStatus
 from fuse.registry.access import Access
-from fuse.spec import Prefetch
+from fuse.spec import Prefetch, Verify
 
 _IDENTITY = re.compile(r"[a-z2-7]{24}")
 _MAX_LAYERS: Final = 16
@@ -59,6 +59,7 @@ class Manager(Protocol):
         prefetch: Prefetch,
         grant: str,
         access: Access,
+        verify: Verify = ...,
         checkpoint: Checkpoint = ...,
     ) -> str: ...
 
@@ -79,9 +80,9 @@ class Manager(Protocol):
     def close(self, *, keep: bool) -> None: ...
 
 
-def identity_of(artifact: ResolvedArtifact) -> str:
+def identity_of(artifact: ResolvedArtifact, verify: Verify = "lazy") -> str:
     """The name of the mount that shows this artifact: a hash, safe as a file name."""
-    return artifact.identity
+    return artifact.identity_with(verify)
 
 
 class SharedMounts:
@@ -123,10 +124,17 @@ class SharedMounts:
             return Health(state="broken", reason="the file system is not mounted", reason_code=Reason.UNMOUNTED)
 
     def hold(
-        self, artifact: ResolvedArtifact, *, prefetch: Prefetch, grant: str, access: Access, checkpoint: Checkpoint
+        self,
+        artifact: ResolvedArtifact,
+        *,
+        prefetch: Prefetch,
+        verify: Verify,
+        grant: str,
+        access: Access,
+        checkpoint: Checkpoint,
     ) -> None:
         """Mounts the artifact, or shares the mount that is there. Holding twice renews the credentials."""
-        identity = identity_of(artifact)
+        identity = identity_of(artifact, verify)
         path = self.path(identity)
         with self._turn(identity):
             if not self.is_live(identity) and not self._bind_back(identity):
@@ -134,7 +142,13 @@ class SharedMounts:
                 _make_directory(path)
             try:
                 self._manager.acquire(
-                    artifact, path, prefetch=prefetch, grant=grant, access=access, checkpoint=checkpoint
+                    artifact,
+                    path,
+                    prefetch=prefetch,
+                    verify=verify,
+                    grant=grant,
+                    access=access,
+                    checkpoint=checkpoint,
                 )
             except BaseException:
                 if not self.is_live(identity):

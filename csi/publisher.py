@@ -131,8 +131,9 @@ class Publisher:
             pinned=artifact.reference,
             view=request.attributes.view,
             prefetch=request.attributes.prefetch,
+            verify=request.attributes.verify,
             parameters=request.parameters,
-            identity=mounts.identity_of(artifact),
+            identity=mounts.identity_of(artifact, request.attributes.verify),
             bytes_total=artifact.bytes_total,
             files=artifact.files,
             pod=request.pod,
@@ -143,6 +144,7 @@ class Publisher:
             self.shared.hold(
                 artifact,
                 prefetch=wanted.prefetch,
+                verify=wanted.verify,
                 grant=wanted.grant,
                 access=access,
                 checkpoint=lambda step: self._step(operation, f"publish-{step}"),
@@ -201,12 +203,13 @@ class Publisher:
             # The request's own credentials are not on disk; those of the node, or none, may do.
             access = self._access.access(record.pinned, {})
             artifact = self.shared.resolve(record.pinned, access, record.view, operation.cancel)
-            if mounts.identity_of(artifact) != record.identity:
+            if mounts.identity_of(artifact, record.verify) != record.identity:
                 raise WeightlessError("the artifact's identity has changed", where=record.pinned)
             operation.check()
             self.shared.hold(
                 artifact,
                 prefetch=record.prefetch,
+                verify=record.verify,
                 grant=record.grant,
                 access=access,
                 checkpoint=lambda _: operation.check(),
@@ -280,7 +283,12 @@ class Publisher:
             artifact = self.shared.resolve(record.pinned, access, record.view, operation.cancel)
             operation.check()
             self.shared.hold(
-                artifact, prefetch=record.prefetch, grant=record.grant, access=access, checkpoint=lambda _: None
+                artifact,
+                prefetch=record.prefetch,
+                verify=record.verify,
+                grant=record.grant,
+                access=access,
+                checkpoint=lambda _: None,
             )
         except WeightlessError as error:
             _log.warning("credentials_not_renewed", volume_id=record.volume_id, error=error)

@@ -54,7 +54,7 @@ class PublishRequest:
     def parameters(self) -> str:
         """What must be equal for a repeated publish of a published volume; secrets are not part of it (CSI, NodePublish)."""
         view = self.attributes.view
-        content = (
+        content: tuple[object, ...] = (
             self.attributes.reference,
             view.exclude,
             view.exclude_weights,
@@ -62,6 +62,8 @@ class PublishRequest:
             self.access_mode,
             self.readonly,
         )
+        if self.attributes.verify != "lazy":  # records of versions that knew nothing else must still be equal
+            content += (self.attributes.verify,)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

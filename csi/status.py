@@ -27,6 +27,7 @@ CODES: Final[dict[type[WeightlessError], grpc.StatusCode]] = {
     errors.NotAModel: grpc.StatusCode.FAILED_PRECONDITION,
     errors.InvalidArtifact: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Corrupt: grpc.StatusCode.DATA_LOSS,
+    errors.Unverified: grpc.StatusCode.UNAVAILABLE,
     errors.NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.CacheFailed: grpc.StatusCode.UNAVAILABLE,
     errors.Conflict: grpc.StatusCode.ALREADY_EXISTS,

@@ -20,7 +20,7 @@ import msgspec
 from fuse.disk import unusable
 from fuse.errors import MountFailed, NoSpace
 from fuse.filesystem.table import View
-from fuse.spec import Prefetch
+from fuse.spec import Prefetch, Verify
 
 VERSION: Final = 1
 NEEDS: Final = 1
@@ -50,6 +50,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     bytes_total: int
     files: int
     pod: str = ""
+    verify: Verify = "lazy"
     version: int = VERSION
     needs: int = NEEDS
 

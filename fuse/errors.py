@@ -160,6 +160,14 @@ class Corrupt(WeightlessError):
     usual_fix = "the content is wrong where it comes from: remove it from the registry or mirror, and push it again"
 
 
+class Unverified(WeightlessError):
+    """Bytes may not be served before they are proven, and the proof has not come yet."""
+
+    kind = "unverified"
+    usual_fix = "wait, or push a chunk index with `weightless index`"
+    temporary = True
+
+
 class NoSpace(WeightlessError):
     """The cache disk or its quota is full."""
 

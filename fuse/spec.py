@@ -21,6 +21,8 @@ VERSION: Final = 1
 Prefetch = Literal["full", "none"]
 WithoutResend = Literal["wait", "abort"]
 """What becomes of requests that a dead worker held, on kernels that give them to no other."""
+Verify = Literal["lazy", "strict"]
+"""`strict`: no byte of a blob is served before the whole of it, or an authentic chunk index, has proven it."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -45,13 +47,14 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     reference: str
     """What the first user asked for, pinned; for people to read."""
     prefetch: Prefetch = "full"
+    verify: Verify = "lazy"
     uid: int = 0
     gid: int = 0
     version: int = VERSION
 
     @property
     def identity(self) -> str:
-        return identity(self.parts)
+        return identity(self.parts, self.verify)
 
     @property
     def registry(self) -> str:
@@ -59,9 +62,12 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.parts[0].registry
 
 
-def identity(parts: tuple[Part, ...]) -> str:
-    """A short name, safe as a file name, of what is shown: equal for equal repositories, digests, directories, views."""
-    content = msgspec.json.encode(parts)
+def identity(parts: tuple[Part, ...], verify: Verify = "lazy") -> str:
+    """A short name, safe as a file name, of what is shown: equal for equal repositories, digests, directories, views.
+
+    A strict mount is another one: it would see the pages that the kernel keeps of what a lazy one has read.
+    """
+    content = msgspec.json.encode(parts) + (b"" if verify == "lazy" else verify.encode())
     return base64.b32encode(hashlib.sha256(content).digest()[:15]).decode().lower()
 
 

@@ -21,6 +21,7 @@ from weightless.options import (
     PlainHttp,
     PrefetchOption,
     Settings,
+    VerifyOption,
     WithoutResendChoice,
     command,
     remember,
@@ -80,6 +81,7 @@ def _main(
     certs_dir: CertsDir = None,
     plain_http: PlainHttp = None,
     prefetch: PrefetchOption = None,
+    verify: VerifyOption = None,
     log_level: LogLevelOption = None,
     config: ConfigFile = None,
     version: Annotated[
@@ -95,6 +97,7 @@ def _main(
             certs_dir=certs_dir,
             plain_http=plain_http,
             prefetch=prefetch,
+            verify=verify,
             log_level=log_level,
             config=config,
         ),
@@ -108,6 +111,7 @@ def _cache(
     certs_dir: CertsDir = None,
     plain_http: PlainHttp = None,
     prefetch: PrefetchOption = None,
+    verify: VerifyOption = None,
     log_level: LogLevelOption = None,
     config: ConfigFile = None,
 ) -> None:
@@ -118,6 +122,7 @@ def _cache(
             certs_dir=certs_dir,
             plain_http=plain_http,
             prefetch=prefetch,
+            verify=verify,
             log_level=log_level,
             config=config,
         ),
@@ -199,6 +204,25 @@ def pull(
     from weightless.commands.pull import run
 
     run(settings, reference, exclude=tuple(exclude or ()), exclude_weights=exclude_weights, pin=pin)
+
+
+@app.command(name="index")
+@command
+def index_(
+    settings: Settings,
+    reference: Reference,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar=FLAG, help="Compute the index, and push nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Push the chunk index of a model beside it, so that every mount can verify what it reads while it is lazy.
+
+    Fetches what is not in the cache. Needs credentials that may push to the repository.
+    """
+    from weightless.commands.indexing import run
+
+    run(settings, reference, dry_run=dry_run, json=json)
 
 
 @app.command()

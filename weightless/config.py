@@ -5,6 +5,7 @@ cache-dir = "/var/lib/weightless/cache"
 certs-dir = "/etc/containerd/certs.d"   # hosts.toml directories, as containerd reads them
 plain-http = false
 prefetch = "full"                       # or "none"
+verify = "lazy"                         # or "strict"
 log-level = "info"
 
 [cache]
@@ -40,12 +41,13 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 
 from fuse.errors import InvalidConfig, InvalidRequest
-from fuse.spec import Prefetch, WithoutResend
+from fuse.spec import Prefetch, Verify, WithoutResend
 from weightless.units import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 _CHOICES: Final = {
     "prefetch": f"one of {', '.join(get_args(Prefetch))}",
+    "verify": f"one of {', '.join(get_args(Verify))}",
     "log-level": f"one of {', '.join(get_args(LogLevel))}",
     "without-resend": f"one of {', '.join(get_args(WithoutResend))}",
     "free-space": "a share of the disk from 0 to below 1, such as 0.15",
@@ -103,6 +105,7 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
     certs_dir: str | None = None
     plain_http: bool | None = None
     prefetch: Prefetch | None = None
+    verify: Verify | None = None
     log_level: LogLevel | None = None
     cache: CacheSection = CacheSection()
     fetch: FetchSection = FetchSection()

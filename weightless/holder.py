@@ -132,7 +132,14 @@ class Holder:
             return left
         access = wiring.access_reader(order.settings).access(order.reference)
         artifact = manager.resolve(order.reference, access, order.view, cancel=cancel)
-        manager.acquire(artifact, Path(order.mountpoint), prefetch=order.settings.prefetch, grant=_GRANT, access=access)
+        manager.acquire(
+            artifact,
+            Path(order.mountpoint),
+            prefetch=order.settings.prefetch,
+            verify=order.settings.verify,
+            grant=_GRANT,
+            access=access,
+        )
         return Mounted(reference=artifact.reference, bytes_total=artifact.bytes_total, proven_at=artifact.proven_at)
 
     def _take_up(self, mount_id: str) -> Mounted:

@@ -20,7 +20,7 @@ import msgspec
 import typer
 
 from fuse.errors import WeightlessError
-from fuse.spec import Prefetch
+from fuse.spec import Prefetch, Verify
 from weightless import console
 from weightless.config import Config, LogLevel, load
 
@@ -33,6 +33,7 @@ _CONTAINERD_CERTS: Final = Path("/etc/containerd/certs.d")
 
 PrefetchChoice = StrEnum("PrefetchChoice", ["full", "none"])
 WithoutResendChoice = StrEnum("WithoutResendChoice", ["wait", "abort"])
+VerifyChoice = StrEnum("VerifyChoice", ["lazy", "strict"])
 LevelChoice = StrEnum("LevelChoice", ["debug", "info", "warning", "error"])
 
 CacheDir = Annotated[
@@ -66,6 +67,14 @@ PrefetchOption = Annotated[
         show_default=False,
     ),
 ]
+VerifyOption = Annotated[
+    VerifyChoice | None,
+    typer.Option(
+        help="Serve bytes as they come (lazy), or none that is not proven yet (strict).",
+        rich_help_panel=_PANEL,
+        show_default=False,
+    ),
+]
 LogLevelOption = Annotated[
     LevelChoice | None,
     typer.Option(help="How much to log; debug shows tracebacks.", rich_help_panel=_PANEL, show_default=False),
@@ -86,6 +95,7 @@ class Given:
     certs_dir: CertsDir = None
     plain_http: PlainHttp = None
     prefetch: PrefetchOption = None
+    verify: VerifyOption = None
     log_level: LogLevelOption = None
     config: ConfigFile = None
 
@@ -105,6 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     certs_path: str | None
     plain_http: bool = False
     prefetch: Prefetch = "full"
+    verify: Verify = "lazy"
     log_level: LogLevel = "warning"
     log_level_given: bool = False
     config: Config = Config()
@@ -129,6 +140,9 @@ def settle(given: Given) -> Settings:
     prefetch: Prefetch = config.prefetch or "full"
     if given.prefetch is not None:
         prefetch = "none" if given.prefetch.value == "none" else "full"
+    verify: Verify = config.verify or "lazy"
+    if given.verify is not None:
+        verify = "strict" if given.verify.value == "strict" else "lazy"
     level: LogLevel | None = config.log_level
     if given.log_level is not None:
         level = msgspec.convert(given.log_level.value, LogLevel)
@@ -140,6 +154,7 @@ def settle(given: Given) -> Settings:
         certs_path=str(certs_dir) if certs_dir else None,
         plain_http=bool(config.plain_http if given.plain_http is None else given.plain_http),
         prefetch=prefetch,
+        verify=verify,
         log_level=level or "warning",
         log_level_given=level is not None,
         config=config,

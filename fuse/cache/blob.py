@@ -46,6 +46,8 @@ class CachedBlob:
         # One byte a block: known to match its checksum.
         self._checked = bytearray(self.blocks)
         self._nowait = hasattr(os, "RWF_NOWAIT")
+        self.withheld = False
+        """Nothing of it is there for this reader before the whole has been compared with its digest (`verify: strict`)."""
 
     @property
     def digest(self) -> Digest:
@@ -64,9 +66,14 @@ class CachedBlob:
         """The blob turned out not to match its digest: none of it may be served."""
         return self._index.flags & REJECTED != 0
 
+    @property
+    def servable(self) -> bool:
+        """Whether what is there may be served: what is withheld may be once the whole is verified."""
+        return not self.withheld or self.verified
+
     def has(self, first: int, count: int = 1) -> bool:
-        """Whether all of these blocks are there (their bytes still to be checked)."""
-        return self._index.has(first, count)
+        """Whether all of these blocks are there and may be served (their bytes still to be checked)."""
+        return self.servable and self._index.has(first, count)
 
     def missing(self, first: int, count: int) -> list[tuple[int, int]]:
         """The runs (first, count) of blocks that are not there."""

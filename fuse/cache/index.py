@@ -7,6 +7,10 @@ What is shared while a blob fills is memory (a memfd that only its writer can ch
 read-only or loses the file under a map of it would answer the next look with SIGBUS, which kills a worker with all its mounts'
 readers. The file is written beside it, entry by entry, and is what the next start finds. After a power loss entries may have
 reached it before their data: so whoever uses a block that it did not see arrive checks it first. Knows nothing of paths.
+
+In the file there may be, behind the entries, one 8-byte *mark* a block, from when the blob first had a chunk index: the entry,
+combined with what stands for that index, says that the block was proven by it. A version that knows no marks changes entries and
+not marks, and so unproves what it writes.
 """
 
 from __future__ import annotations
@@ -46,6 +50,8 @@ _SUM_AT: Final = _FIXED.size
 _FLAGS_AT: Final = 512
 _PRESENT: Final = 1 << 63
 _MASK: Final = _PRESENT - 1
+_MARKS_ALIGNED: Final = 65536
+"""Where marks may begin: behind the entries, at the next multiple of the largest page of any machine."""
 
 
 def block_count(size: int) -> int:
@@ -73,6 +79,10 @@ def entry_of(content: bytes | bytearray | memoryview) -> int:
 def index_bytes(size: int) -> int:
     """How large the index of a blob of `size` bytes is."""
     return HEADER_BYTES + 8 * block_count(size)
+
+
+def _marks_at(size: int) -> int:
+    return -(-index_bytes(size) // _MARKS_ALIGNED) * _MARKS_ALIGNED
 
 
 def create(fd: int, digest: Digest, size: int) -> None:
@@ -200,6 +210,7 @@ class IndexWriter(IndexReader):
         """As a reader's; keeps a descriptor of its own."""
         self._file = os.dup(fd)
         self._memory = -1
+        self._marks: memoryview | None = None
         self._recording = threading.Lock()
         try:
             super().__init__(fd)
@@ -212,7 +223,9 @@ class IndexWriter(IndexReader):
         content = _whole(fd, length)
         if _is_full(content):
             content[_FLAGS_AT] |= COMPLETE
-            return content
+            if content[_FLAGS_AT] & VERIFIED:
+                return content
+        # Readers must come to see that it is verified, or that a chunk index takes back what it has not proven.
         return self._share(content)
 
     def _share(self, content: bytes | bytearray | memoryview) -> mmap.mmap:
@@ -231,11 +244,42 @@ class IndexWriter(IndexReader):
         return shared
 
     def reader_fd(self) -> int:
-        """A fresh read-only descriptor for a reader: of the shared memory, or of the file when nothing is missing any more.
+        """A fresh read-only descriptor for a reader: of the shared memory, or of the file when all is there and verified.
 
         The caller owns it. Raises OSError.
         """
         return os.open(f"/proc/self/fd/{self._file if self._memory < 0 else self._memory}", os.O_RDONLY | os.O_CLOEXEC)
+
+    @property
+    def has_marks(self) -> bool:
+        return self._marks is not None
+
+    def open_marks(self) -> None:
+        """Reads the marks, for which room is made when there are none yet. Raises OSError (ENOSPC, EDQUOT)."""
+        if self._marks is not None or not self.blocks:
+            return
+        at, length = _marks_at(self.size), 8 * self.blocks
+        os.posix_fallocate(self._file, at, length)
+        self._marks = memoryview(_whole(self._file, length, at)).cast("Q")
+
+    def mark(self, block: int, proof: int) -> None:
+        """Notes that the block, as it is published, was proven by the chunk index that `proof` stands for (64 bits, not 0)."""
+        if self._marks is not None:
+            self._marks[block] = self._entries[block] ^ proof
+
+    def is_marked(self, block: int, proof: int) -> bool:
+        """Whether `mark` was called for the block and what is there of it is still the same."""
+        entry = self._entries[block]
+        return entry != 0 and self._marks is not None and self._marks[block] == entry ^ proof
+
+    def share(self) -> None:
+        """Lets who opens the blob from now on see what changes, also where all is there and verified. Raises OSError."""
+        if self._memory < 0:
+            # Others may be looking at the copy: it is left to them.
+            self._map = self._share(self._bytes)
+            self._bytes = memoryview(self._map)
+            self._flags = self._bytes[_FLAGS_AT : _FLAGS_AT + 8].cast("Q")
+            self._entries = self._bytes[HEADER_BYTES:].cast("Q")
 
     def publish(self, block: int, entry: int) -> None:
         """Says that `block` is there; its data must have been written before."""
@@ -243,12 +287,7 @@ class IndexWriter(IndexReader):
 
     def forget(self, block: int) -> None:
         """Readers that hold a copy, as nothing was missing, find out by the checksum."""
-        if self._memory < 0:
-            # Something is missing from now on: who opens the blob next must see it come. Others may be looking at the copy.
-            self._map = self._share(self._bytes)
-            self._bytes = memoryview(self._map)
-            self._flags = self._bytes[_FLAGS_AT : _FLAGS_AT + 8].cast("Q")
-            self._entries = self._bytes[HEADER_BYTES:].cast("Q")
+        self.share()  # something is missing from now on: who opens the blob next must see it come
         self._entries[block] = 0
 
     def set_flags(self, flags: int) -> None:
@@ -260,6 +299,16 @@ class IndexWriter(IndexReader):
     def record(self, block: int, entry: int) -> None:
         """Writes a block's entry to the file, before it is published or after it was forgotten. Raises OSError."""
         os.pwrite(self._file, struct.pack("<Q", entry), HEADER_BYTES + 8 * block)
+
+    def record_absent(self, first: int, count: int) -> None:
+        """Writes to the file that these blocks are not there, after they were forgotten. Raises OSError."""
+        os.pwrite(self._file, bytes(8 * count), HEADER_BYTES + 8 * first)
+
+    def record_mark(self, block: int, entry: int, proof: int) -> None:
+        """Writes to the file that the block with this entry is proven, as `mark`. Whichever of entry and mark reaches the disk
+        alone proves nothing. Raises OSError."""
+        if self._marks is not None:
+            os.pwrite(self._file, struct.pack("<Q", entry ^ proof), _marks_at(self.size) + 8 * block)
 
     def record_flags(self) -> None:
         """Writes the flags to the file. Raises OSError."""
@@ -291,13 +340,13 @@ def _is_memory(fd: int) -> bool:
     return True
 
 
-def _whole(fd: int, length: int) -> bytearray:
-    """The first `length` bytes. Raises Corrupt when the file ends before, OSError."""
+def _whole(fd: int, length: int, at: int = 0) -> bytearray:
+    """The `length` bytes from `at` on. Raises Corrupt when the file ends before, OSError."""
     content = bytearray(length)
     view = memoryview(content)
     filled = 0
     while filled < length:
-        count = os.preadv(fd, [view[filled:]], filled)
+        count = os.preadv(fd, [view[filled:]], at + filled)
         if not count:
             raise Corrupt("a block index that was cut short")
         filled += count

@@ -17,7 +17,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +131,25 @@ class BlobWriter:
         except OSError as error:
             _log.warning("block_not_recorded", digest=str(self.key.digest), block=block, error=str(error))
 
+    def record_proven(self, block: int, entry: int, proof: int) -> None:
+        """As `record`, for a block that the chunk index with the mark `proof` has proven."""
+        self.record(block, entry)
+        try:
+            self.index.record_mark(block, entry, proof)
+        except OSError as error:
+            _log.warning("mark_not_recorded", digest=str(self.key.digest), block=block, error=str(error))
+
+    def record_lost(self, runs: Sequence[tuple[int, int]]) -> None:
+        """As `record`, for runs (first, count) of blocks that were forgotten, and for the flags."""
+        if not runs:
+            return
+        try:
+            for first, count in runs:
+                self.index.record_absent(first, count)
+        except OSError as error:
+            _log.warning("loss_not_recorded", digest=str(self.key.digest), error=str(error))
+        self.record_flags()
+
     def record_flags(self) -> None:
         """As `record`, for the flags."""
         try:
@@ -156,6 +175,24 @@ class BlobWriter:
         except BaseException:
             os.close(data)
             raise
+
+    def keep_marks(self) -> None:
+        """Makes room in the index for which blocks a chunk index has proven. Without, they are proven again after a restart."""
+        try:
+            self.index.open_marks()
+        except (OSError, Corrupt) as error:
+            _log.warning("marks_not_kept", digest=str(self.key.digest), error=str(error))
+
+    def written(self, unit_bytes: int) -> frozenset[int]:
+        """In units of so many bytes: where the data file is not a hole. Says nothing about what is there."""
+        found: set[int] = set()
+        end = 0
+        with suppress(OSError):  # ENXIO: nothing follows
+            while end < self.key.size:
+                start = os.lseek(self.fd, end, os.SEEK_DATA)
+                end = os.lseek(self.fd, start, os.SEEK_HOLE)
+                found.update(range(start // unit_bytes, -(-end // unit_bytes)))
+        return frozenset(found)
 
     def sync(self) -> None:
         """Waits until data and index are on the disk. Raises OSError."""

@@ -6,19 +6,22 @@ descriptors' files.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, Protocol
 
+from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests, chunk_count
 from fuse.artifact.digest import Digest
-from fuse.cache.index import VERIFIED, block_count
+from fuse.cache.index import BLOCK_BYTES, COMPLETE, VERIFIED, block_count
 from fuse.cache.store import BlobKey, BlobWriter
-from fuse.errors import Fault, WeightlessError
+from fuse.errors import Corrupt, Fault, WeightlessError
 
 if TYPE_CHECKING:
     from fuse.fetch.mounts import Mount, Port
 
 SMALL_BLOCKS: Final = 4
 """Blobs of so few blocks are fetched whole and compared with their digest before anybody sees a byte."""
+CHUNK_BLOCKS: Final = CHUNK_BYTES // BLOCK_BYTES
 _RATE_WINDOW_S: Final = 5
 
 
@@ -40,6 +43,16 @@ class Stream(Protocol):
         """The host, for logs."""
         ...
 
+    @property
+    def endpoint(self) -> str:
+        """Which configured host was asked, for `Source.open_blob(avoid=…)`."""
+        ...
+
+    @property
+    def origin(self) -> bool:
+        """Whether that is the registry itself, behind which there is nobody else to ask."""
+        ...
+
     def readinto(self, view: memoryview, /) -> int:
         """Some bytes; 0 at the end."""
         ...
@@ -49,8 +62,22 @@ class Source(Protocol):
     """Where blobs come from; `fuse.registry.repository.Repository` is one."""
 
     def open_blob(
-        self, digest: Digest, size: int, first: int, length: int, *, lane: object
+        self, digest: Digest, size: int, first: int, length: int, *, lane: object, avoid: Collection[str]
     ) -> AbstractContextManager[Stream]: ...
+
+
+class WrongBytes(Exception):
+    """Bytes came that are not the blob's: `error` for people, and who gave them."""
+
+    def __init__(self, stream: Stream, digest: Digest, what: str) -> None:
+        super().__init__(what)
+        self.error: Final = Corrupt(
+            f"the bytes that {stream.source} sent do not match {what}",
+            where=str(digest),
+            fix="the registry or a mirror serves wrong content; remove it there, then mount again",
+        )
+        self.endpoint: Final = stream.endpoint
+        self.origin: Final = stream.origin
 
 
 class Grant:
@@ -108,6 +135,8 @@ class BlobState:
         self.grants: list[Grant] = []
         self.waiters: dict[int, dict[tuple[Port, int], None]] = {}
         """By block: who is to be told, in the order in which they asked, each once."""
+        self.awaiting_whole: dict[tuple[Port, int], None] = {}
+        """Who is to be told when the whole is verified."""
         self.bytes_cached = 0
         self.blocks_cached = 0
         self.losses = 0
@@ -120,6 +149,14 @@ class BlobState:
         self.hash_epoch = 0
         """Changes when a block that was hashed is taken back: the check begins anew."""
         self.rejected: WeightlessError | None = None
+        self.chunks: ChunkDigests | None = None
+        """In force: with it every block that is present has been proven, by it or by the digest of the whole."""
+        self.unproven: set[int] = set()
+        """Chunks of which something lies on the disk that nobody has proven yet."""
+        self.distrusted: set[str] = set()
+        """Mirrors that gave wrong bytes of this blob."""
+        self.wrong_at_origin = 0
+        """How often in a row the registry itself gave wrong bytes."""
         # Trouble with its sources.
         self.refusals: dict[Grant, WeightlessError] = {}
         self.attempts = 0
@@ -130,19 +167,63 @@ class BlobState:
         self.failure_until = 0.0
         self.failures = 0
 
-    def adopt(self, writer: BlobWriter) -> None:
-        """Takes over what is on the disk."""
+    def adopt(self, writer: BlobWriter, written: Collection[int] = ()) -> list[tuple[int, int]]:
+        """Takes over what is on the disk. `written`, and what is returned: as `use_chunks`."""
         self.writer = writer
         self.uncached = False
+        self._count(writer)
+        self.verified = bool(writer.index.flags & VERIFIED) and self.complete
+        return self.use_chunks(self.chunks, written) if self.chunks is not None else []
+
+    def use_chunks(self, chunks: ChunkDigests, written: Collection[int]) -> list[tuple[int, int]]:
+        """From now on presence means proven: what is present without proof is not, until its chunk has been looked at.
+
+        `written`: the chunks of which the data file has something; they are proven from there, not fetched, if they can be.
+        Returns the runs (first, count) of blocks that were taken back, for `BlobWriter.record_lost`.
+        """
+        self.chunks = chunks
+        self.unproven.clear()
+        writer = self.writer
+        if writer is None or self.verified:
+            return []
+        index = writer.index
+        lost: list[tuple[int, int]] = []
+        for chunk in range(chunk_count(self.size)):
+            first = chunk * CHUNK_BLOCKS
+            blocks = range(first, min(first + CHUNK_BLOCKS, self.blocks))
+            foreign = [block for block in blocks if not index.is_marked(block, chunks.mark)]
+            if foreign and chunk in written:
+                self.unproven.add(chunk)
+            for block in foreign:
+                if index[block]:
+                    index.forget(block)
+                    if lost and sum(lost[-1]) == block:
+                        lost[-1] = (lost[-1][0], lost[-1][1] + 1)
+                    else:
+                        lost.append((block, 1))
+        if not lost:
+            return []
+        self.losses += 1
+        self._count(writer)
+        index.clear_flags(COMPLETE)
+        if self.hashed_blocks > lost[0][0]:
+            self.hashed_blocks = 0
+            self.hash_epoch += 1
+        return lost
+
+    def _count(self, writer: BlobWriter) -> None:
         self.bytes_cached = writer.index.bytes_present()
         self.blocks_cached = writer.index.count_present()
-        self.verified = bool(writer.index.flags & VERIFIED) and self.complete
 
     @property
     def complete(self) -> bool:
         return self.blocks_cached == self.blocks and self.writer is not None
 
     # ---- as the queue sees it ----
+
+    @property
+    def grain(self) -> int:
+        return CHUNK_BLOCKS if self.chunks is not None else 1
 
     def first_absent(self, first: int, end: int) -> int:
         if self.writer is None:

@@ -9,17 +9,19 @@ it. Lock order: `space.lock`, then `lock`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
 
+from fuse.artifact.chunks import ChunkDigests
+from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length
 from fuse.cache.pins import Pins
 from fuse.cache.store import BlobKey, CacheStore
-from fuse.errors import Corrupt, WeightlessError
-from fuse.fetch import protocol
-from fuse.fetch.blobs import BlobState, Grant, Source
+from fuse.errors import Corrupt, Unavailable, WeightlessError
+from fuse.fetch import protocol, proving
+from fuse.fetch.blobs import BlobState, Grant, Source, WrongBytes
 from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver, send_loan
 from fuse.fetch.progress import FULL, CacheTrouble, complaint, progress_of
@@ -95,6 +97,35 @@ class Engine:
                 blob.mounts.pop(mount, None)
                 self._unreference(blob)
 
+    def know_chunks(
+        self, mount: Mount, chunks: Mapping[Digest, ChunkDigests], *, authentic: bool, key: str = ""
+    ) -> None:
+        """The mount's artifact has this chunk index. `authentic`: it is known to be the registry's own word; `key`: under which
+        it is remembered.
+
+        A blob is proven by the first index that a mount of it brings, for all of them; it never harms those who did not bring it
+        (`permanent`).
+        """
+        for blob, found in proving.of_mount(mount, chunks).items():
+            with self.space.lock:
+                with self.lock:
+                    if not blob.references:
+                        return  # the mount has gone
+                    blob.references += 1
+                    writer, new = blob.writer, blob.chunks is None
+                lost: Sequence[tuple[int, int]] = ()
+                written = proving.written(writer) if writer is not None and new else frozenset()
+                with self.lock:
+                    mount.chunks[blob] = found
+                    mount.authentic, mount.chunks_key = authentic, key
+                    if blob.chunks is None and blob.rejected is None:
+                        lost = blob.use_chunks(found, written)
+                        self.on_hashable(blob)
+                        self.dispatch.kick_locked()
+                if writer is not None:
+                    writer.record_lost(lost)
+                self.unreference(blob)
+
     def grant(self, mount: Mount, name: str, source: Source) -> None:
         """Blobs of `mount` may be fetched from `source` from now on; what had failed for want of it is tried again."""
         self.revoke(mount, name)
@@ -139,6 +170,8 @@ class Engine:
             port.mount.ports.discard(port)
             self._queue.drop_owner(port)
             for blob in port.mount.distinct:
+                for waiter in [waiter for waiter in blob.awaiting_whole if waiter[0] is port]:
+                    del blob.awaiting_whole[waiter]
                 for block, waiters in list(blob.waiters.items()):
                     for waiter in [waiter for waiter in waiters if waiter[0] is port]:
                         del waiters[waiter]
@@ -155,18 +188,25 @@ class Engine:
 
     # ---- ports ----
 
-    def open(self, port: Port, number: int) -> None:
-        """Answers `Opened` with the blob's files, `Opened` without when it cannot be cached, or `Failed`."""
+    def open(self, port: Port, number: int, *, live: bool = False) -> None:
+        """Answers `Opened` with the blob's files, `Opened` without when it cannot be cached, or `Failed`.
+
+        `live`: the index goes on to say what is verified, also of a blob that is now.
+        """
         blob = port.mount.blobs[number]
         self.prepare(blob, make=True)
         fds: tuple[int, ...] = ()
         with self.lock:
-            rejected, writer = blob.rejected, blob.writer
+            rejected, writer = blob.rejected or port.mount.refused.get(blob), blob.writer
+            proven = proving.proven_for(port.mount, blob)
         if rejected is not None:
             port.sink.send(protocol.Failed(blob=number, first=0, count=0, fault=rejected.to_fault()))
             return
         if writer is not None:
             try:
+                if live:
+                    with self.lock:
+                        writer.index.share()
                 fds = writer.reader_fds()
             except OSError as error:
                 _log.warning("blob_open_failed", digest=str(blob.digest), error=str(error))
@@ -175,7 +215,7 @@ class Engine:
                 port.lent.discard(number)
             else:
                 port.lent.add(number)
-        port.sink.send(protocol.Opened(blob=number), fds)
+        port.sink.send(protocol.Opened(blob=number, proven=proven), fds)
 
     def want(self, port: Port, number: int, first: int, count: int, priority: Priority) -> None:
         """Wishes blocks; a demand is answered for every block of the range."""
@@ -189,9 +229,10 @@ class Engine:
         with self.lock:
             if port.closed:
                 return
-            trouble = blob.rejected or (blob.failure if time.monotonic() < blob.failure_until else None)
+            rejected = blob.rejected or port.mount.refused.get(blob)
+            trouble = rejected or (blob.failure if time.monotonic() < blob.failure_until else None)
             if priority is Priority.DEMAND:
-                if trouble is not None and (blob.rejected or blob.first_absent(first, end) < end):
+                if trouble is not None and (rejected or blob.first_absent(first, end) < end):
                     outbox.append(
                         (port, protocol.Failed(blob=number, first=first, count=end - first, fault=trouble.to_fault()))
                     )
@@ -199,12 +240,33 @@ class Engine:
                     lend = self._await(port, number, blob, first, end, outbox)
             if self._queue.crowded(port):
                 raise ValueError("a session wishes more than any reader needs")
-            if not blob.rejected and not (trouble and priority is Priority.DEMAND):
+            if not rejected and not (trouble and priority is Priority.DEMAND):
                 self._queue.want(port, blob, first, end - first, priority)
                 self.dispatch.kick_locked()
         deliver(outbox)
         for block in lend:
             self._lend_cached(port, number, blob, block)
+
+    def want_whole(self, port: Port, number: int) -> None:
+        """Wishes all of a blob before what is ahead of readers; answered when it is verified, or will never be."""
+        blob = port.mount.blobs[number]
+        self.prepare(blob, make=True)
+        outbox: Outbox = []
+        with self.lock:
+            if port.closed:
+                return
+            rejected = blob.rejected or port.mount.refused.get(blob)
+            trouble = rejected or (blob.failure if time.monotonic() < blob.failure_until else None)
+            if blob.verified and not rejected:
+                outbox.append((port, protocol.Ready(blob=number, first=0, count=0)))
+            elif trouble is not None and (rejected or not blob.complete):
+                outbox.append((port, protocol.Failed(blob=number, first=0, count=0, fault=trouble.to_fault())))
+            else:
+                blob.awaiting_whole[port, number] = None
+                self._queue.want(port, blob, 0, blob.blocks, Priority.READAHEAD)
+                self.on_hashable(blob)
+                self.dispatch.kick_locked()
+        deliver(outbox)
 
     def _await(self, port: Port, number: int, blob: BlobState, first: int, end: int, outbox: Outbox) -> list[int]:
         """Registers the port for the absent blocks; what is there is answered at once, or returned to be lent."""
@@ -266,13 +328,18 @@ class Engine:
                 else:
                     if any(mount.uses for mount in list(blob.mounts)):
                         writer.touch()
+                    # With this lock only, a blob gets an index.
+                    written = proving.written(writer) if blob.chunks is not None else frozenset()
                     with self.lock:
                         if not blob.references or blob.rejected:
                             writer.close()
                             return
-                        blob.adopt(writer)
+                        lost = blob.adopt(writer, written)
                         if not blob.verified and (blob.blocks_cached or not blob.blocks):
                             self.on_hashable(blob)
+                        blob.references += 1
+                    writer.record_lost(lost)
+                    self.unreference(blob)
                     return
             # Only room can be made; a disk that fails is not mended by emptying it.
             if attempt == 1 and not (failure.errno in FULL and self.space.make_room(BLOCK_BYTES)):
@@ -353,13 +420,22 @@ class Engine:
         """The block's data is written: tells the world."""
         self.publish_all(run, ((block, entry),))
 
-    def publish_all(self, run: Run[BlobState], blocks: Sequence[tuple[int, int]]) -> None:
+    def publish_all(
+        self,
+        run: Run[BlobState],
+        blocks: Sequence[tuple[int, int]],
+        chunks: ChunkDigests | None = None,
+        *,
+        fetched: bool = True,
+    ) -> None:
+        """As `publish`, for blocks that follow each other. `chunks`: what has proven them; nothing becomes present without that
+        where the blob has come to need it. Not `fetched`: they were on the disk."""
         blob = run.blob
         outbox: Outbox = []
         lend: list[tuple[Port, int, int]] = []
         with self.lock:
             writer = blob.writer
-            if writer is None or blob.rejected:
+            if writer is None or blob.rejected or (blob.chunks is not chunks and not blob.indivisible):
                 return
             now = time.monotonic()
             for block, entry in blocks:
@@ -368,16 +444,19 @@ class Engine:
                     blob.blocks_cached += 1
                     blob.bytes_cached += length
                 writer.index.publish(block, entry)
+                if chunks is not None:
+                    writer.index.mark(block, chunks.mark)
                 self._queue.arrived(run, block)
-                blob.meter.add(length, now)
-                self._fetched_bytes += length
+                if fetched:
+                    blob.meter.add(length, now)
+                    self._fetched_bytes += length
                 if block == blob.hashed_blocks:
                     self.on_hashable(blob)
             if blob.blocks_cached == blob.blocks:
                 writer.index.set_flags(COMPLETE)
-            self._queue.shares.worked(blob.registry)
-            if blob.trouble_since is not None:
-                end_trouble(blob, outbox, healed=True)
+            if fetched:
+                blob.wrong_at_origin = 0
+                self._came_locked(blob, outbox)
             if blob.waiters:
                 for block, _ in blocks:
                     for port, number in blob.waiters.pop(block, ()):
@@ -389,7 +468,7 @@ class Engine:
         for port, number, block in lend:
             self._lend_cached(port, number, blob, block)
 
-    def lend(self, run: Run[BlobState], block: int, content: memoryview) -> None:
+    def lend(self, run: Run[BlobState], block: int, content: memoryview, chunks: ChunkDigests | None = None) -> None:
         """Gives a block that could not be cached to those who wait for it.
 
         Only a run for readers has done its work with that; what is fetched ahead has to be cached, so it is wished again.
@@ -397,18 +476,24 @@ class Engine:
         blob = run.blob
         outbox: Outbox = []
         with self.lock:
+            if blob.chunks is not chunks and not blob.indivisible:
+                return
             if run.priority is Priority.DEMAND:
                 self._queue.arrived(run, block)
             blob.meter.add(len(content), time.monotonic())
             self._fetched_bytes += len(content)
             waiters = blob.waiters.pop(block, {})
-            self._queue.shares.worked(blob.registry)
-            if blob.trouble_since is not None:
-                end_trouble(blob, outbox, healed=True)
+            self._came_locked(blob, outbox)
         deliver(outbox)
         for port, number in waiters:
             if not send_loan(port, number, block, content):
                 self._defer(port, number, block)
+
+    def _came_locked(self, blob: BlobState, outbox: Outbox) -> None:
+        """Bytes of the blob came from its registry."""
+        self._queue.shares.worked(blob.registry)
+        if blob.trouble_since is not None:
+            end_trouble(blob, outbox, healed=True)
 
     def _lend_cached(self, port: Port, number: int, blob: BlobState, block: int) -> None:
         """Lends a block that is in the cache to a reader that has no files."""
@@ -481,16 +566,53 @@ class Engine:
         _log.info("transfer_failed", digest=str(run.blob.digest), error=str(error), grant=grant.name if grant else "")
         deliver(outbox)
 
-    def permanent(self, run: Run[BlobState], grant: Grant, error: WeightlessError) -> None:
-        """A source will not give the blob. When none is left, those who wait are told so."""
+    def wrong(self, run: Run[BlobState], grant: Grant, found: WrongBytes, since: float) -> None:
+        """Bytes came that are not the blob's: from a mirror, which is not asked again, or from the registry itself."""
+        blob = run.blob
+        error = found.error
+        if not found.origin:
+            with self.lock:
+                blob.distrusted.add(found.endpoint)
+            _log.warning("mirror_distrusted", mirror=found.endpoint, digest=str(blob.digest), error=error.what)
+            return  # what is missing of the run is wished again, and asked of the next host
+        with self.lock:
+            again = proving.ask_origin_again(blob)
+        if again:
+            self.temporary(run, grant, Unavailable(error.what, where=error.where), since)
+        else:
+            self.permanent(run, grant, error, contradicted=blob.chunks is not None)
+
+    def permanent(
+        self, run: Run[BlobState], grant: Grant, error: WeightlessError, *, contradicted: bool = False
+    ) -> None:
+        """A source will not give the blob. When none is left, those who wait are told so.
+
+        `contradicted`: it gives other bytes than the chunk index promises.
+        """
         blob = run.blob
         outbox: Outbox = []
         with self.lock:
             blob.refusals[grant] = error
-            if not blob.usable_grants():
+            if not blob.usable_grants() and not (contradicted and proving.give_up(blob, error, outbox)):
                 fail(self._queue, blob, error, outbox)
         _log.warning("transfer_refused", digest=str(blob.digest), error=str(error), source=grant.name)
+        if contradicted:
+            self._forget_index(blob)
         deliver(outbox)
+
+    def _forget_index(self, blob: BlobState) -> None:
+        """A chunk index that does not fit is asked for anew at the next mount: it may have been put right."""
+        with self.lock:
+            keys = proving.remembered(blob)
+        for key in keys:
+            self.store.objects.remove(proving.CHUNK_INDEXES, key)
+
+    def take_unproven(self, blob: BlobState, chunk: int) -> bool:
+        """Whether something lies on the disk of this chunk that has not been looked at; the caller does it now."""
+        with self.lock:
+            found = chunk in blob.unproven
+            blob.unproven.discard(chunk)
+            return found
 
     # ---- verification ----
 
@@ -526,16 +648,22 @@ class Engine:
             writer = blob.writer
             blob.verified = True
             writer.index.set_flags(COMPLETE | VERIFIED)
+            told, blob.awaiting_whole = blob.awaiting_whole, {}
         writer.record_flags()
+        deliver([(port, protocol.Ready(blob=number, first=0, count=0)) for port, number in told])
         _log.info("blob_verified", digest=str(blob.digest), size=blob.size)
         return True
 
     def reject(self, blob: BlobState) -> None:
         """The whole does not match its digest: it is set aside, and everybody who may have read of it is told."""
+        proven = blob.chunks is not None
         error = Corrupt(
-            "the bytes that the registry sent do not match the digest",
+            "the bytes that the registry sent do not match the digest"
+            + (", although its chunk index vouches for them" if proven else ""),
             where=str(blob.digest),
-            fix="the registry or a mirror serves wrong content; remove it there, then mount again",
+            fix="remove the chunk index from the registry, then mount again"
+            if proven
+            else "the registry or a mirror serves wrong content; remove it there, then mount again",
         )
         outbox: Outbox = []
         with self.space.lock:
@@ -549,6 +677,7 @@ class Engine:
                     del self._blobs[blob.key]
                 self._queue.drop_blob(blob, demand_only=False)
                 blob.waiters.clear()
+                blob.awaiting_whole.clear()  # told by what follows
                 end_trouble(blob, outbox, healed=False)
                 for mount in blob.mounts:
                     numbers = [number for number, other in enumerate(mount.blobs) if other is blob]
@@ -560,6 +689,7 @@ class Engine:
             writer.record_flags()
             self.store.quarantine(blob.key)
         _log.error("blob_quarantined", digest=str(blob.digest), size=blob.size)
+        self._forget_index(blob)
         deliver(outbox)
 
     def statistics(self) -> tuple[int, int]:

@@ -11,7 +11,8 @@ from typing import Final, Protocol
 import structlog
 
 from fuse import wire
-from fuse.errors import Fault
+from fuse.artifact.chunks import ChunkDigests
+from fuse.errors import Fault, WeightlessError
 from fuse.fetch import protocol
 from fuse.fetch.blobs import BlobState, Grant
 
@@ -45,6 +46,14 @@ class Mount:
         self.ports: set[Port] = set()
         self.stalled: dict[BlobState, tuple[float, Fault]] = {}
         """Blobs from which nothing comes, since when (Unix time) and why."""
+        self.chunks: dict[BlobState, ChunkDigests] = {}
+        """What the artifact's own chunk index says of its blobs."""
+        self.chunks_key = ""
+        """Under which that index is remembered (`fuse.fetch.chunkindex`): it is forgotten when it turns out to be wrong."""
+        self.authentic = False
+        """Whether that index is known to be the registry's own word."""
+        self.refused: dict[BlobState, WeightlessError] = {}
+        """Blobs that this mount's own chunk index contradicts, while others read them without it."""
 
     def __repr__(self) -> str:
         return f"<Mount {self.name}>"

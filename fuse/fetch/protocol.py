@@ -49,6 +49,8 @@ class Resolve(_Message, frozen=True, kw_only=True, tag="resolve"):
     reference: str
     access: Access
     view: View = View()
+    look_again: bool = False
+    """The registry is asked for a chunk index even if it had none a moment ago."""
 
 
 class Attach(_Message, frozen=True, kw_only=True, tag="attach"):
@@ -61,6 +63,8 @@ class Attach(_Message, frozen=True, kw_only=True, tag="attach"):
     mount: str
     registry: str
     """The host of the references that the table was made of: blobs are shared by mounts from one registry, and with no others."""
+    reference: str = ""
+    """Of the artifact, with its repository, whose chunk index is used if it is known; empty for what is no artifact."""
 
 
 class Grant(_Message, frozen=True, kw_only=True, tag="grant"):
@@ -245,16 +249,22 @@ class Open(_Message, frozen=True, kw_only=True, tag="open"):
     """Asks for the cache files of a blob; answered by `Opened` or `Failed`."""
 
     blob: int
+    live: bool = False
+    """The index is to go on saying whether the whole is verified; without, a verified blob's is a copy of the moment."""
 
 
 class Want(_Message, frozen=True, kw_only=True, tag="want"):
     """Blocks that the reader needs (demand) or will need. Only demand is answered, by `Ready`, `Loan` or `Failed` block by
-    block; wanting what is there already answers at once."""
+    block; wanting what is there already answers at once.
+
+    With `whole`, for all blocks of a blob: answered once, by a `Ready` of no blocks when the whole has been compared with its
+    digest, or by a `Failed` or `Quarantined` of the blob."""
 
     blob: int
     first: int
     count: int
     priority: Priority
+    whole: bool = False
 
 
 class Damaged(_Message, frozen=True, kw_only=True, tag="damaged"):
@@ -275,6 +285,8 @@ class Opened(_Message, frozen=True, kw_only=True, tag="opened"):
     full): then every block comes as a `Loan`."""
 
     blob: int
+    proven: bool = False
+    """Whatever is present of it, or lent, has been proven by the artifact's own chunk index, which is authentic."""
 
 
 class Ready(_Message, frozen=True, kw_only=True, tag="ready"):

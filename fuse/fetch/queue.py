@@ -6,6 +6,9 @@ nor in flight: the blocks of a `Run` are in flight in this run and in no other (
 already is *parked* on that run and goes back to the head of its line when the run ends, however it ends: so a wish leaves
 the queue only when its blocks are present, its owner is gone, or its blob has failed. Nobody is forgotten.
 
+A blob whose chunks are proven one by one has a `grain`: its runs begin and end at multiples of it (and at the blob's end), and
+blocks that are present are fetched again where a chunk lacks another.
+
 A demand that lies far behind the position of a long run cuts that run short, so that it is fetched at once.
 The caller holds one lock around every call, and asks again whenever something was wished, released, or has ended.
 """
@@ -54,6 +57,11 @@ class Blocks(Hashable, Protocol):
     @property
     def indivisible(self) -> bool:
         """Whether it is only fetched as a whole (it is verified before its first block is served)."""
+        ...
+
+    @property
+    def grain(self) -> int:
+        """Runs cover whole multiples of so many blocks. 1, or a divisor of ALIGNED; may change at any time."""
         ...
 
     def first_absent(self, first: int, end: int) -> int: ...
@@ -157,7 +165,8 @@ class Queue(Generic[B]):
                 run.owner, run.end = _NOBODY, run.next
             elif run.owner == owner and not run.whole:
                 run.owner = _NOBODY
-                self._cut(run, max([run.next + 1, *(wish.end for wish in run.parked)]), requeue=False)
+                end = max([run.next + 1, *(wish.end for wish in run.parked)])
+                self._cut(run, _up(end, run.blob.grain), requeue=False)
 
     def drop_blob(self, blob: B, *, demand_only: bool) -> None:
         """Forgets the wishes for a blob that cannot be had; read-ahead and background may stay for a better day."""
@@ -319,9 +328,13 @@ class Queue(Generic[B]):
             if (other := self._covering(blob, wish.first)) is not None:
                 self._park(wish, other, line)
                 continue
+            first = wish.first // blob.grain * blob.grain
+            if (other := self._touching(blob, first)) is not None:
+                other.parked.append(line.popleft())
+                continue
             end = self._reach(blob, wish.first, wish.end, self._limit(wish))
             end = self._lengthen(blob, wish.first, end, priority)
-            run = Run(wish.owner, blob, wish.first, end, priority)
+            run = Run(wish.owner, blob, first, end, priority)
             wish.first = end
             if wish.first >= wish.end:
                 line.popleft()
@@ -339,10 +352,11 @@ class Queue(Generic[B]):
         """How far a run from `first` may go: to what is present, in flight, or too far."""
         if end - first > limit:
             end = max(first + 1, (first + limit) // ALIGNED * ALIGNED)
-        end = blob.first_present(first, end)
+        grain = blob.grain
+        end = min(_up(blob.first_present(first, end), grain), blob.blocks)
         for other in self._runs.get(blob, ()):
             if first < other.next < end:
-                end = other.next
+                end = other.next // grain * grain
         return end
 
     def _lengthen(self, blob: B, first: int, end: int, priority: Priority) -> int:
@@ -357,7 +371,7 @@ class Queue(Generic[B]):
             if wish.blob is blob and wish.end > end
         ]
         for wish in sorted(near, key=lambda wish: wish.first):
-            if wish.first <= end < wish.end and end - first < limit and not self._covering(blob, end):
+            if wish.first <= end < wish.end and end - first < limit and not self._touching(blob, end):
                 end = self._reach(blob, first, wish.end, limit)
         return end
 
@@ -367,12 +381,19 @@ class Queue(Generic[B]):
                 return run
         return None
 
+    def _touching(self, blob: B, first: int) -> Run[B] | None:
+        """A run that is fetching something of the unit at `first`: of one that was begun before the blob had its grain."""
+        for block in range(first, min(first + blob.grain, blob.blocks)):
+            if (run := self._covering(blob, block)) is not None:
+                return run
+        return None
+
     def _park(self, wish: Wish[B], run: Run[B], line: Line[B]) -> None:
         """Lets the part of the head of `line` that is in flight wait for its run; or cuts a run that is too far from it."""
         demand = wish.priority is Priority.DEMAND
         can_be_cut = not run.whole and run.priority is not Priority.DEMAND and not run.blob.indivisible
         if demand and can_be_cut and wish.first - run.next > FAR:
-            self._cut(run, wish.first, requeue=True)
+            self._cut(run, wish.first // run.blob.grain * run.blob.grain, requeue=True)
             return
         run.urgent = run.urgent or demand
         end = wish.end if run.whole else min(run.end, wish.end)
@@ -397,6 +418,10 @@ class Queue(Generic[B]):
                 stay.append(wish)
         run.parked = stay
         self._requeue(loose)
+
+
+def _up(block: int, grain: int) -> int:
+    return -(-block // grain) * grain
 
 
 _NOBODY: Final = object()

@@ -88,10 +88,12 @@ def resolve(
     cancel: Event | None = None,
     architecture: str | None = None,
     leave: Leave | None = None,
+    on_manifest: Callable[[Manifest], None] = lambda _: None,
 ) -> Resolution:
     """The tree of the artifact behind `reference`, in `directory` of the mount.
 
     `leave`: what the same credentials were allowed before, for when the registry cannot be reached, and where it is noted.
+    `on_manifest` is told of the manifest that was chosen as soon as it may be pulled, before its layers are looked into.
 
     Raises what the registry raises, NotAModel, InvalidArtifact, InvalidRequest for the view, and Cancelled once `cancel` is set
     (between reads: a read that is under way is the reader's to end).
@@ -101,7 +103,7 @@ def resolve(
         directory = clean_path(directory, where="the directory of the artifact")
     run = _Resolving(reference, repository, objects, blobs, cancel, architecture or node_architecture(), leave)
     try:
-        return run.resolve(view, directory)
+        return run.resolve(view, directory, on_manifest)
     except (InvalidArtifact, NotAModel, Corrupt) as error:
         # The registry's errors say the reference themselves.
         named = not error.where or error.where.startswith(str(reference))
@@ -137,10 +139,11 @@ class _Resolving:
         self._proven: set[Digest] = set()
         """Manifests that these credentials have pulled in this run."""
 
-    def resolve(self, view: View, directory: str) -> Resolution:
+    def resolve(self, view: View, directory: str, on_manifest: Callable[[Manifest], None]) -> Resolution:
         manifest = self._manifest()
         family = formats.family(manifest)
         _check_sizes(manifest)
+        on_manifest(manifest)
         key = self._table_key(manifest, view, directory)
         encoded = self._objects.get(TABLES, key)
         table = _decoded(encoded)

@@ -11,16 +11,19 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
 
 from fuse import wire
 from fuse.artifact.digest import Digest
+from fuse.artifact.manifest import Manifest
 from fuse.artifact.reference import Reference
 from fuse.cache.store import BlobKey, scope_of
 from fuse.errors import Cancelled, Conflict, InvalidArtifact, InvalidRequest, NotFound, Unavailable, WeightlessError
 from fuse.fetch import protocol
+from fuse.fetch.chunkindex import WAIT_S, ChunkIndexes
 from fuse.fetch.engine import Engine
 from fuse.fetch.inventory import Inventory
 from fuse.fetch.mounts import Mount
@@ -30,6 +33,7 @@ from fuse.fetch.resolve import resolve
 from fuse.fetch.session import Session
 from fuse.filesystem import table as inode_table
 from fuse.registry.access import Access
+from fuse.registry.origin import Origin
 from fuse.registry.repository import Repository
 from fuse.registry.transport import Transport
 
@@ -45,6 +49,8 @@ _log = structlog.get_logger(__name__)
 class _Attached:
     mount: Mount
     registry: str
+    manifests: tuple[Digest, ...]
+    """Of the artifacts that are mounted."""
     session: Session | None
 
 
@@ -63,6 +69,7 @@ class Connection(threading.Thread):
         self._channel: wire.Channel[protocol.Request] = wire.Channel(sock, protocol.Request)
         self._engine = engine
         self._inventory = Inventory(engine)
+        self._chunk_indexes = ChunkIndexes(engine.store.objects)
         self._transport = transport
         self._proofs = proofs
         self._on_end = on_end
@@ -167,7 +174,17 @@ class Connection(threading.Thread):
         if reference.host != attached.registry:
             # What one registry sends, nobody but its own users may see: it is unproven until the whole blob is there.
             raise Conflict(f"the mount's blobs come from {attached.registry}", where=str(reference))
+        self._use_chunk_index(attached, reference)
         self._engine.grant(attached.mount, message.grant, self._repository(reference, message.access))
+
+    def _use_chunk_index(self, attached: _Attached, reference: Reference) -> None:
+        """Before anything is fetched for the mount, and before its worker opens a blob."""
+        if attached.mount.chunks or reference.host != attached.registry:
+            return
+        for digest in attached.manifests:
+            known = self._chunk_indexes.known(reference, digest)
+            if known is not None:
+                self._engine.know_chunks(attached.mount, known.chunks, authentic=known.authentic, key=known.key)
 
     def _attach(self, message: protocol.Attach, fds: list[int]) -> None:
         if len(fds) != 2:
@@ -186,10 +203,13 @@ class Connection(threading.Thread):
             )
         sock = socket.socket(fileno=fds.pop(0))
         if attached is None:
-            attached = _Attached(self._engine.attach(message.mount, keys), message.registry, None)
+            manifests = tuple(Digest.parse(artifact.digest) for artifact in table.artifacts)
+            attached = _Attached(self._engine.attach(message.mount, keys), message.registry, manifests, None)
             self._mounts[message.mount] = attached
         elif attached.session is not None:
             attached.session.close()  # a new worker takes the place of the old one
+        if message.reference:
+            self._use_chunk_index(attached, Reference.parse(message.reference))
         attached.session = Session(self._engine, attached.mount, sock)
         attached.session.start()
 
@@ -268,10 +288,26 @@ class Connection(threading.Thread):
         reference = Reference.parse(message.reference)
         repository = self._repository(reference, message.access)
         leave = self._proofs.of(message.access, reference.name)
+        lookups: list[threading.Thread | None] = []
+
+        def look_for_chunks(manifest: Manifest) -> None:
+            origin = partial(Origin, reference, message.access, self._transport)
+            lookups.append(self._chunk_indexes.begin(origin, reference, manifest, again=message.look_again))
+
         with EngineReader(self._engine, repository, reference.host, cancel) as reader:
             found = resolve(
-                reference, repository, self._engine.store.objects, reader, message.view, cancel=cancel, leave=leave
+                reference,
+                repository,
+                self._engine.store.objects,
+                reader,
+                message.view,
+                cancel=cancel,
+                leave=leave,
+                on_manifest=look_for_chunks,
             )
+        for lookup in lookups:
+            if lookup is not None:
+                lookup.join(WAIT_S)
         if cancel.is_set():
             raise Cancelled("given up", where=message.reference)
         fd = wire.sealed_memfd("table", found.encoded)

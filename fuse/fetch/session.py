@@ -192,9 +192,13 @@ class Session:
             raise IndexError(f"the mount has no blob {message.blob}")
         match message:
             case protocol.Want():
-                self._engine.want(self._port, message.blob, message.first, message.count, PRIORITIES[message.priority])
+                if message.whole:
+                    self._engine.want_whole(self._port, message.blob)
+                else:
+                    priority = PRIORITIES[message.priority]
+                    self._engine.want(self._port, message.blob, message.first, message.count, priority)
             case protocol.Open():
-                self._engine.open(self._port, message.blob)
+                self._engine.open(self._port, message.blob, live=message.live)
             case protocol.Damaged():
                 self._engine.damaged(self._port, message.blob, message.first, message.count)
 

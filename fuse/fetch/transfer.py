@@ -1,21 +1,26 @@
 """The lanes: threads that carry one run at a time from a registry into the cache.
 
 For each block of 1 MiB: read from the socket into the lane's own buffer, one checksum, one write, one 8-byte store in the index.
+Where a chunk index proves the blob, for each chunk of 4 MiB: all of it is read and compared before any of it is written.
 Nothing is kept between runs but the buffer and, in the registry's client, the connection. What fails is told to the engine, which
 decides; a lane never sleeps over a failure.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Final
 
 import structlog
 
+from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests
 from fuse.cache.index import BLOCK_BYTES, block_length, entry_of
-from fuse.errors import Corrupt, InvalidArtifact, Unavailable, WeightlessError
-from fuse.fetch.blobs import BlobState, Grant, Stream
+from fuse.errors import InvalidArtifact, Unavailable, WeightlessError
+from fuse.fetch.blobs import CHUNK_BLOCKS, BlobState, Grant, Stream, WrongBytes
 from fuse.fetch.engine import Engine
 from fuse.fetch.progress import FULL
 from fuse.fetch.queue import Priority, Run
@@ -74,11 +79,16 @@ class _Lane(threading.Thread):
         cached_before = 0
         try:
             engine.prepare(blob, make=True)
+            chunks = blob.chunks
+            if chunks is not None and not self._begin_chunks(run, grant, chunks):
+                return
             reserved = self._reserve(run)
             if reserved is None:
                 return
             cached_before = blob.bytes_cached
-            self._request(run, grant, lend=not reserved)
+            self._request(run, grant, chunks, lend=not reserved)
+        except WrongBytes as error:
+            engine.wrong(run, grant, error, self._last_byte)
         except WeightlessError as error:
             if error.temporary:
                 engine.temporary(run, grant, error, self._last_byte)
@@ -97,11 +107,12 @@ class _Lane(threading.Thread):
         engine, blob = self._engine, run.blob
         first, end = (0, blob.blocks) if blob.indivisible else (run.next, run.end)
         wanted = min(end * BLOCK_BYTES, blob.size) - first * BLOCK_BYTES
+        least = wanted if blob.indivisible else blob.grain * BLOCK_BYTES
         failure = blob.uncached_by if blob.writer is None else None
         granted = 0
         if blob.writer is not None:
             try:
-                granted = engine.space.reserve(wanted, least=wanted if blob.indivisible else BLOCK_BYTES)
+                granted = engine.space.reserve(wanted, least=least)
             except OSError as error:  # a disk that cannot even be asked
                 failure = error
         if granted >= wanted:
@@ -109,12 +120,12 @@ class _Lane(threading.Thread):
                 engine.room_again()
             return granted
         if granted:
-            engine.dispatch.shorten(run, granted // BLOCK_BYTES)
+            engine.dispatch.shorten(run, granted // (blob.grain * BLOCK_BYTES) * blob.grain)
             return granted
         engine.no_room(failure)
         return 0 if run.priority is Priority.DEMAND else None
 
-    def _request(self, run: Run[BlobState], grant: Grant, *, lend: bool) -> None:
+    def _request(self, run: Run[BlobState], grant: Grant, chunks: ChunkDigests | None, *, lend: bool) -> None:
         engine, blob = self._engine, run.blob
         first, end = run.next, run.end
         if first >= end:
@@ -123,7 +134,8 @@ class _Lane(threading.Thread):
         length = min(end * BLOCK_BYTES, blob.size) - offset
         engine.count_request(blob)
         began = time.monotonic()
-        with grant.source.open_blob(blob.digest, blob.size, offset, length, lane=self) as stream:
+        avoid = frozenset(blob.distrusted)
+        with grant.source.open_blob(blob.digest, blob.size, offset, length, lane=self, avoid=avoid) as stream:
             if blob.indivisible:
                 self._receive_small(run, stream, lend=lend)
                 return
@@ -131,9 +143,13 @@ class _Lane(threading.Thread):
                 self._check_whole(blob, stream)
                 if not engine.dispatch.widen(run):
                     return  # another lane streams the whole; what this run was for waits for it
-            elif BLOCK_BYTES <= stream.length < length:
-                engine.dispatch.shorten(run, stream.length // BLOCK_BYTES)  # the server gives less at a time
-            self._receive(run, grant, stream, lend=lend)
+            elif (unit := BLOCK_BYTES * (CHUNK_BLOCKS if chunks else 1)) <= stream.length < length:
+                # The server gives less at a time.
+                engine.dispatch.shorten(run, stream.length // unit * (unit // BLOCK_BYTES))
+            if chunks is not None:
+                self._receive_chunks(run, grant, stream, chunks, lend=lend)
+            else:
+                self._receive(run, grant, stream, lend=lend)
         fetched = run.next - first
         if fetched >= 8 and not run.whole:
             engine.dispatch.note_speed((time.monotonic() - began) / fetched)
@@ -153,7 +169,7 @@ class _Lane(threading.Thread):
         engine, blob = self._engine, run.blob
         background = run.priority is Priority.BACKGROUND
         writer = blob.writer
-        while not engine.must_stop(run, grant):
+        while not engine.must_stop(run, grant) and blob.chunks is None:
             if background:
                 engine.dispatch.give_way(run, _REST_S)
             block = run.next
@@ -176,6 +192,102 @@ class _Lane(threading.Thread):
             if run.priority is not Priority.DEMAND:
                 return  # nobody waits for the rest
 
+    # ---- proven chunk by chunk ----
+
+    def _begin_chunks(self, run: Run[BlobState], grant: Grant, chunks: ChunkDigests) -> bool:
+        """What the run begins with and lies on the disk unproven is proven from there. Whether there is something to fetch."""
+        engine, blob = self._engine, run.blob
+        if run.next % CHUNK_BLOCKS or (run.end % CHUNK_BLOCKS and run.end != blob.blocks):
+            return False  # it was begun before the index was known: it is wished again, from a chunk's beginning
+        while not self._has_ended(run, grant, chunks) and engine.take_unproven(blob, run.next // CHUNK_BLOCKS):
+            if not self._prove_cached(run, chunks):
+                break
+        ahead = [chunk * CHUNK_BLOCKS for chunk in blob.unproven.copy()]
+        following = min((first for first in ahead if run.next < first < run.end), default=None)
+        if following is not None:
+            engine.dispatch.shorten(run, following - run.next)
+        return not self._has_ended(run, grant, chunks)
+
+    def _prove_cached(self, run: Run[BlobState], chunks: ChunkDigests) -> bool:
+        """Publishes the run's next chunk if what is on the disk is what the index says."""
+        blob, first, content = run.blob, run.next, self._chunk_of(run)
+        writer = blob.writer
+        if writer is None:
+            return False
+        try:
+            got = os.preadv(writer.fd, [content], first * BLOCK_BYTES)
+        except OSError as error:
+            _log.warning("chunk_unreadable", digest=str(blob.digest), chunk=first // CHUNK_BLOCKS, error=str(error))
+            return False
+        if got != len(content) or not chunks.matches(first // CHUNK_BLOCKS, hashlib.sha256(content).digest()):
+            return False
+        entries = [(block, entry_of(part)) for block, part in _parts(first, content)]
+        for block, entry in entries:
+            writer.record_proven(block, entry, chunks.mark)
+        self._engine.publish_all(run, entries, chunks, fetched=False)
+        return True
+
+    def _receive_chunks(
+        self, run: Run[BlobState], grant: Grant, stream: Stream, chunks: ChunkDigests, *, lend: bool
+    ) -> None:
+        engine, blob = self._engine, run.blob
+        background = run.priority is Priority.BACKGROUND
+        while not self._has_ended(run, grant, chunks):
+            if background:
+                engine.dispatch.give_way(run, _REST_S)
+            first, content = run.next, self._chunk_of(run)
+            proof = hashlib.sha256()
+            for _, part in _parts(first, content):
+                self._fill(part, stream)
+                proof.update(part)  # while it is still in the processor's cache
+            if not chunks.matches(first // CHUNK_BLOCKS, proof.digest()):
+                raise WrongBytes(stream, blob.digest, f"chunk {first // CHUNK_BLOCKS} of the chunk index")
+            if run.whole and all(
+                _is_there(blob, block) or engine.dispatch.fetched_elsewhere(run, block)
+                for block, _ in _parts(first, content)
+            ):
+                for block, _ in _parts(first, content):
+                    engine.dispatch.skip(run, block)
+                continue
+            lend = lend or not self._keep_chunk(run, content, chunks)
+            if lend:
+                for block, part in _parts(first, content):
+                    engine.lend(run, block, part, chunks)
+                if run.priority is not Priority.DEMAND:
+                    return  # nobody waits for the rest
+
+    def _keep_chunk(self, run: Run[BlobState], content: memoryview, chunks: ChunkDigests) -> bool:
+        """Writes and publishes what is missing of the run's next chunk. False when the disk takes it not."""
+        blob = run.blob
+        writer = blob.writer
+        if writer is None:
+            return False
+        entries: list[tuple[int, int]] = []
+        for block, part in _parts(run.next, content):
+            entries.append((block, entry_of(part)))
+            if _is_there(blob, block):
+                continue
+            try:
+                writer.write(block, part)
+            except OSError as error:
+                if not self._write_again(blob, block, part, error):
+                    return False
+        for block, entry in entries:
+            writer.record_proven(block, entry, chunks.mark)
+        self._engine.publish_all(run, entries, chunks)
+        return True
+
+    def _has_ended(self, run: Run[BlobState], grant: Grant, chunks: ChunkDigests) -> bool:
+        return self._engine.must_stop(run, grant) or run.blob.chunks is not chunks
+
+    def _chunk_of(self, run: Run[BlobState]) -> memoryview:
+        """Room for the run's next chunk."""
+        if len(self._buffer) < CHUNK_BYTES:
+            self._buffer = memoryview(bytearray(CHUNK_BYTES))
+        return self._buffer[: min(CHUNK_BYTES, run.blob.size - run.next * BLOCK_BYTES)]
+
+    # ---- small parts ----
+
     def _write_again(self, blob: BlobState, block: int, content: memoryview, error: OSError) -> bool:
         """The disk refused a block: once more, after evicting something. False: it cannot be cached."""
         _log.warning("block_not_written", digest=str(blob.digest), block=block, error=str(error))
@@ -197,11 +309,7 @@ class _Lane(threading.Thread):
         whole = memoryview(bytearray(blob.size))
         self._fill(whole, stream)
         if not blob.digest.matches(bytes(whole)):
-            raise Corrupt(
-                f"the bytes that {stream.source} sent do not match the digest",
-                where=str(blob.digest),
-                fix="the registry or a mirror serves wrong content; remove it there, then mount again",
-            )
+            raise WrongBytes(stream, blob.digest, "the digest")
         parts = [whole[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] for block in range(blob.blocks)]
         if not lend and blob.writer is not None:
             for block, content in enumerate(parts):
@@ -233,6 +341,12 @@ class _Lane(threading.Thread):
 
 def _no_grant() -> Unavailable:
     return Unavailable("no credentials for this registry are held at the moment", fix="it goes on when they are given")
+
+
+def _parts(first: int, content: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """The blocks that `content` consists of, from block `first` on."""
+    for at in range(0, len(content), BLOCK_BYTES):
+        yield first + at // BLOCK_BYTES, content[at : at + BLOCK_BYTES]
 
 
 def _is_there(blob: BlobState, block: int) -> bool:

@@ -58,8 +58,9 @@ def fail(queue: Queue[BlobState], blob: BlobState, error: WeightlessError, outbo
     blob.failures = min(blob.failures + 1, 10)
     queue.drop_blob(blob, demand_only=True)
     queue.hold(blob, blob.failure_until)
-    told = {waiter for waiters in blob.waiters.values() for waiter in waiters}
+    told = {waiter for waiters in blob.waiters.values() for waiter in waiters} | blob.awaiting_whole.keys()
     blob.waiters.clear()
+    blob.awaiting_whole.clear()
     fault = error.to_fault()
     outbox.extend((port, protocol.Failed(blob=number, first=0, count=0, fault=fault)) for port, number in told)
     end_trouble(blob, outbox, healed=False)

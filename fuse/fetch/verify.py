@@ -76,7 +76,8 @@ class Verifier(threading.Thread):
                 self._hashes.pop(blob, None)
                 continue
             try:
-                self._defer()
+                if not blob.awaiting_whole:
+                    self._defer()
                 if self._advance(blob):
                     self.look_at(blob)
             except Exception:  # noqa: BLE001  (the edge of a thread)

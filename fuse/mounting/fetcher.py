@@ -89,10 +89,21 @@ class FetcherClient:
             return self._connection
 
     def resolve(
-        self, reference: str, access: Access, view: View, cancel: threading.Event | None = None
+        self,
+        reference: str,
+        access: Access,
+        view: View,
+        cancel: threading.Event | None = None,
+        *,
+        look_again: bool = False,
     ) -> tuple[protocol.Resolved, bytes]:
-        """Proves that `access` may pull `reference`, and computes its table."""
-        return self._twice(lambda connection: connection.resolve(reference, access, view, cancel))
+        """Proves that `access` may pull `reference`, and computes its table.
+
+        `look_again`: asks for a chunk index even if there was none a moment ago.
+        """
+        return self._twice(
+            lambda connection: connection.resolve(reference, access, view, cancel, look_again=look_again)
+        )
 
     def cache_list(self) -> list[protocol.CachedBlob]:
         return self._blobs(lambda number: protocol.CacheList(id=number))

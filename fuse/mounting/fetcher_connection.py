@@ -147,8 +147,12 @@ class Connection:
             return "hung up", self._last_words()
         return self._child.fate, self._last_words()
 
-    def attach(self, mount: str, registry: str, session: int, table: int) -> None:
-        self.ask(lambda number: protocol.Attach(id=number, mount=mount, registry=registry), (session, table))
+    def attach(self, mount: str, registry: str, session: int, table: int, *, reference: str = "") -> None:
+        """`reference`: of the artifact, whose chunk index is to prove its blobs."""
+        self.ask(
+            lambda number: protocol.Attach(id=number, mount=mount, registry=registry, reference=reference),
+            (session, table),
+        )
 
     def grant(self, mount: str, grant: str, reference: str, access: Access) -> None:
         self.ask(lambda number: protocol.Grant(id=number, mount=mount, grant=grant, reference=reference, access=access))
@@ -198,11 +202,20 @@ class Connection:
         return _only(answers, protocol.MountProgress)
 
     def resolve(
-        self, reference: str, access: Access, view: View, cancel: threading.Event | None
+        self,
+        reference: str,
+        access: Access,
+        view: View,
+        cancel: threading.Event | None,
+        *,
+        look_again: bool = False,
     ) -> tuple[protocol.Resolved, bytes]:
         """The artifact and its encoded table. It takes as long as the registry does."""
         pending = self._send(
-            lambda number: protocol.Resolve(id=number, reference=reference, access=access, view=view), ()
+            lambda number: protocol.Resolve(
+                id=number, reference=reference, access=access, view=view, look_again=look_again
+            ),
+            (),
         )
         try:
             resolved = _only(self._wait(pending, limit_s=None, cancel=cancel), protocol.Resolved)

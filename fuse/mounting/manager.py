@@ -177,6 +177,7 @@ class MountManager:
         prefetch: spec.Prefetch,
         grant: str,
         access: Access,
+        verify: spec.Verify = "lazy",
         checkpoint: Callable[[str], None] = lambda _: None,
     ) -> str:
         """Mounts `artifact` at `mountpoint`, or shares its mount where it has one (maybe elsewhere: see `status`).
@@ -191,6 +192,7 @@ class MountManager:
                 table=artifact.table,
                 reference=artifact.reference,
                 prefetch=prefetch,
+                verify=verify,
                 uid=os.geteuid(),
                 gid=os.getegid(),
             ),

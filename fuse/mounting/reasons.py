@@ -30,6 +30,7 @@ class Reason(StrEnum):
     ADDRESS_REFUSED = "address_refused"
     BLOB_MISSING = "blob_missing"
     CORRUPT_BLOB = "corrupt_blob"
+    UNVERIFIED = "unverified"
     ARTIFACT_UNREADABLE = "artifact_unreadable"
     # ---- the node ----
     CACHE_FULL = "cache_full"
@@ -54,6 +55,7 @@ BY_KIND: Final[dict[str, Reason]] = {
     "not_a_model": Reason.ARTIFACT_UNREADABLE,
     "invalid_artifact": Reason.ARTIFACT_UNREADABLE,
     "corrupt": Reason.CORRUPT_BLOB,
+    "unverified": Reason.UNVERIFIED,
     "no_space": Reason.CACHE_FULL,
     "cache_failed": Reason.CACHE_DISK_FAILING,
     # Mounting again met another operation on the same volume, and is tried once more.

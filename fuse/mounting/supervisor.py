@@ -377,7 +377,9 @@ class Supervisor:
         ours, theirs = wire.pair()
         try:
             with theirs:
-                connection.attach(mount.id, mount.spec.registry, theirs.fileno(), mount.table_fd)
+                connection.attach(
+                    mount.id, mount.spec.registry, theirs.fileno(), mount.table_fd, reference=mount.spec.reference
+                )
             for name, use in () if known else mount.uses.items():
                 connection.grant(mount.id, name, use.reference, use.access)
         except BaseException:

@@ -82,8 +82,12 @@ class ResolvedArtifact:
 
     @property
     def identity(self) -> str:
-        """The id that its mount has, whoever mounts it."""
-        return spec.identity(self.parts)
+        """The id that its mount has, whoever mounts it, without strict verification."""
+        return self.identity_with("lazy")
+
+    def identity_with(self, verify: spec.Verify) -> str:
+        """The id of its mount that verifies so."""
+        return spec.identity(self.parts, verify)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ ERRNOS: Final[dict[str, int]] = {
     "not_a_model": errno.EIO,
     "invalid_artifact": errno.EIO,
     "corrupt": errno.EIO,
+    "unverified": errno.EIO,
     # Not ENOSPC: a reader can do nothing about a cache.
     "no_space": errno.EIO,
     "cache_failed": errno.EIO,

@@ -172,6 +172,10 @@ class Reader:
                 with _Waiting(self._own, self._clock):
                     await session.wait_open(state.index)
                 continue
+            if session.withholds(state):
+                with _Waiting(self._own, self._clock):
+                    await session.wait_verified(state.index)
+                continue
             if cached is not None and cached.rejected:
                 raise Corrupt("this content does not match its digest", where=str(cached.digest))
             for block in blocks if lent else ():
@@ -311,7 +315,7 @@ def _load(state: BlobState, position: int, length: int, loans: dict[int, bytes],
             lent = loans.get(block)
             if lent is not None:
                 content[at : at + part] = lent[inside : inside + part]
-            elif cached is None:
+            elif cached is None or not cached.servable:
                 return block
             else:
                 try:

@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from fuse import spec, wire
+from fuse.artifact.chunks import CHUNK_BYTES
 from fuse.errors import Fault
 from fuse.filesystem.table import Table
 from fuse.filesystem.tree import Tree
@@ -43,6 +44,7 @@ class Worker:
         self._tree = Tree(table, start.spec.uid, start.spec.gid)
         self._fetch = FetchSession(
             len(table.blobs),
+            withheld=_withheld(table) if start.spec.verify == "strict" else frozenset(),
             background=lambda: order.ranges(table),
             on_condition=self._condition_changed,
             on_quarantine=self._quarantined,
@@ -184,3 +186,8 @@ class Worker:
         for ino in self._tree.files():
             if self._tree.extent(ino).blob == blob:
                 self._session.invalidate(ino)
+
+
+def _withheld(table: Table) -> frozenset[int]:
+    """The blobs that `verify: strict` holds back. Small ones are compared with their digest before any of them is there."""
+    return frozenset(number for number, blob in enumerate(table.blobs) if blob.size > CHUNK_BYTES)

@@ -22,7 +22,7 @@ import trio
 
 from fuse import wire
 from fuse.cache.blob import CachedBlob
-from fuse.errors import Corrupt, Fault, WeightlessError, from_fault
+from fuse.errors import Corrupt, Fault, Unverified, WeightlessError, from_fault
 from fuse.fetch import protocol
 from fuse.prefetch.order import Range
 from fuse.worker.waiters import Run, WaitTable
@@ -31,6 +31,14 @@ KEPT_LOANS: Final = 16
 """Blocks of a cache that is full, kept for the next READ of the same megabyte (the kernel may ask in pieces of 128 KiB)."""
 MAX_WISHES: Final = 256
 """Read-ahead that could not be sent yet; more would only be out of date."""
+
+VERIFIED_POLL_S: Final = 1.0
+"""A fetcher of an older version does not say when a blob is verified; the index does."""
+WHOLE_PATIENCE_S: Final = 10.0
+"""After so long the volume's condition says what a strict mount's readers wait for."""
+_WITHHELD: Final = Unverified(
+    "reads wait until the whole of their file has come and been verified (verify: strict)"
+).to_fault()
 
 _log = structlog.get_logger()
 
@@ -52,13 +60,25 @@ class BlobState:
         "index",
         "lends",
         "opened",
+        "proven",
         "refusal",
+        "strict",
         "uncached",
+        "whole",
+        "whole_asked_at",
+        "whole_error",
     )
 
-    def __init__(self, index: int, settled: threading.Condition) -> None:
-        """`settled` guards the borrowing of all blobs of a session."""
+    def __init__(self, index: int, settled: threading.Condition, *, strict: bool) -> None:
+        """`settled` guards the borrowing of all blobs of a session. `strict`: nothing is served of it before it is proven."""
         self.index = index
+        self.strict = strict
+        self.proven = False
+        """The fetcher says that all of it that comes is."""
+        self.whole: trio.Event | None = None
+        """Somebody waits for the whole to be verified; set by any answer."""
+        self.whole_error: WeightlessError | None = None
+        self.whole_asked_at = 0.0
         self.cached: CachedBlob | None = None
         self.uncached = False
         """The fetcher has no room for it: every block comes as a loan."""
@@ -115,12 +135,17 @@ class FetchSession:
         self,
         blobs: int,
         *,
+        withheld: frozenset[int] = frozenset(),
         background: Callable[[], Iterator[Range]],
         on_condition: Callable[[Fault | None, bool], None],
         on_quarantine: Callable[[int], None],
     ) -> None:
         settled = threading.Condition(threading.Lock())
-        self.blobs: Sequence[BlobState] = tuple(BlobState(index, settled) for index in range(blobs))
+        self.blobs: Sequence[BlobState] = tuple(
+            BlobState(index, settled, strict=index in withheld) for index in range(blobs)
+        )
+        self._late: set[int] = set()
+        """Blobs whose readers have waited long for the whole."""
         self.waits = WaitTable()
         self.loans: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._plan = background
@@ -146,7 +171,7 @@ class FetchSession:
             state.asked = True
             state.opened = trio.Event()
             state.refusal = state.error
-            self._post(protocol.Open(blob=blob))
+            self._post(protocol.Open(blob=blob, live=state.strict))
 
     async def wait_open(self, blob: int) -> None:
         """Waits until `blob` can be read, be it from loans. Raises the fault when it never can."""
@@ -171,6 +196,41 @@ class FetchSession:
         if wait.error is not None:
             raise wait.error
         return wait.loans
+
+    def withholds(self, state: BlobState) -> bool:
+        """Whether nothing of the blob may be served yet (`verify: strict`)."""
+        return state.strict and not state.proven and (state.cached is None or not state.cached.servable)
+
+    async def wait_verified(self, blob: int) -> None:
+        """Waits a while for the whole of a blob that is withheld, and has it fetched; the caller looks again afterwards.
+
+        Raises the fault when it will never be there.
+        """
+        state = self.blobs[blob]
+        if state.whole is None:
+            state.whole, state.whole_error, state.whole_asked_at = trio.Event(), None, trio.current_time()
+            self._want_whole(state)
+        answered = state.whole
+        with trio.move_on_after(VERIFIED_POLL_S):
+            await answered.wait()
+        if not answered.is_set():
+            if trio.current_time() - state.whole_asked_at > WHOLE_PATIENCE_S and blob not in self._late:
+                self._late.add(blob)
+                self._tell()
+            if state.cached is not None and state.cached.complete:
+                self._open_again(state)
+            return
+        if state.whole is answered:
+            state.whole = None
+        if state.whole_error is not None:
+            raise state.whole_error
+        if self.withholds(state):  # verified, but not by the files that we have, if we have any
+            self._open_again(state)
+            await trio.sleep(VERIFIED_POLL_S)
+
+    def _open_again(self, state: BlobState) -> None:
+        """For files that show that the blob is verified; whether they come is seen at the next look."""
+        self._post(protocol.Open(blob=state.index, live=True))
 
     async def wait_repaired(self, blob: int, block: int, *, keeps: bool = True) -> dict[int, bytes]:
         """As `wait_blocks` for a block whose bytes are damaged."""
@@ -219,11 +279,24 @@ class FetchSession:
         self._wishes.clear()
         for state in self.blobs:
             if state.asked and state.error is None:
-                self._urgent.append(protocol.Open(blob=state.index))
+                self._urgent.append(protocol.Open(blob=state.index, live=state.strict))
+        for state in self.blobs:
+            if state.whole is not None:
+                self._want_whole(state)
         for blob, (first, count) in self.waits.outstanding():
             self._urgent.append(protocol.Want(blob=blob, first=first, count=count, priority="demand"))
         if self._prefetch:
             self._background = self._plan()
+
+    def _want_whole(self, state: BlobState) -> None:
+        blocks = state.cached.blocks if state.cached is not None else 1
+        self._post(protocol.Want(blob=state.index, first=0, count=blocks, priority="readahead", whole=True))
+
+    def _whole_answered(self, state: BlobState, error: WeightlessError | None) -> None:
+        state.whole_error = error
+        if state.whole is not None:
+            state.whole.set()
+        self._late.discard(state.index)
 
     def _post(self, message: protocol.FromWorker) -> None:
         self._urgent.append(message)
@@ -277,6 +350,9 @@ class FetchSession:
     def _take(self, message: protocol.ToWorker, fds: list[int]) -> None:
         """Applies one message. Descriptors that it keeps are removed from `fds`."""
         match message:
+            case protocol.Ready(blob=blob, count=0):
+                self._whole_answered(self.blobs[blob], None)
+                self._tell()
             case protocol.Ready(blob=blob, first=first, count=count):
                 state = self.blobs[blob]
                 if state.cached is not None:
@@ -287,8 +363,12 @@ class FetchSession:
                 self.waits.arrived(blob, first, count)
                 if self._failures.pop(blob, None) is not None and state.error is None:
                     self._tell()
-            case protocol.Opened(blob=blob):
+            case protocol.Opened(blob=blob, proven=proven):
+                self.blobs[blob].proven = proven
                 self._opened(self.blobs[blob], fds)
+            case protocol.Loan(blob=blob, block=block) if fds and self.withholds(self.blobs[blob]):
+                # Asked of a fetcher that could prove it, and sent by one that cannot: the reader looks again, and waits.
+                self.waits.arrived(blob, block, 1)
             case protocol.Loan(blob=blob, block=block) if fds:
                 content = wire.read_whole(fds[0], protocol.BLOCK_BYTES)
                 self.blobs[blob].lends = True
@@ -309,12 +389,14 @@ class FetchSession:
     def _opened(self, state: BlobState, fds: list[int]) -> None:
         if state.error is not None:
             return
+        if state.cached is not None:
+            state.cached.withheld = state.strict and not state.proven
         if len(fds) < 2:
             state.uncached = state.cached is None
             state.opened.set()
             return
         identity = tuple((found.st_dev, found.st_ino) for found in map(os.fstat, fds[:2]))
-        if state.cached is None or identity != state.identity:
+        if state.cached is None or identity != state.identity or not state.cached.servable:
             # The constructor owns both from here on, whatever happens.
             data, index = fds.pop(0), fds.pop(0)
             try:
@@ -322,6 +404,7 @@ class FetchSession:
             except Corrupt as error:
                 self._failed(state, 0, 0, error.to_fault())
                 return
+            cached.withheld = state.strict and not state.proven
             state.replace(cached)
             state.identity = identity
             state.uncached = state.lends = False
@@ -336,6 +419,7 @@ class FetchSession:
             state.asked = state.cached is not None
             state.refusal = error
             state.opened.set()
+            self._whole_answered(state, error)
         self._failures[state.index] = fault
         self._tell()
 
@@ -345,6 +429,7 @@ class FetchSession:
         state.refusal = state.error
         state.replace(None)
         state.opened.set()
+        self._whole_answered(state, state.error)
         for key in [key for key in self.loans if key[0] == state.index]:
             del self.loans[key]
         self.waits.failed(state.index, 0, 0, state.error)
@@ -354,7 +439,7 @@ class FetchSession:
 
     def _tell(self) -> None:
         failure = next(iter(self._failures.values()), None)
-        news = (failure or self._stalled, failure is not None)
+        news = (failure or self._stalled or (_WITHHELD if self._late else None), failure is not None)
         if news != self._told:
             self._told = news
             self._on_condition(*news)

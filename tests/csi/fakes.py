@@ -19,7 +19,7 @@ from fuse.mounting.manager import LostMount, ResolvedArtifact
 from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.status import Health, HolderTotals, MountStatus
 from fuse.registry.access import Access, Credential, Endpoint
-from fuse.spec import Prefetch
+from fuse.spec import Prefetch, Verify
 
 REFERENCE = "registry.example.com/models/tiny:v1"
 PRIVATE = "registry.example.com/private/tiny:v1"
@@ -93,10 +93,11 @@ class FakeManager:
         prefetch: Prefetch,
         grant: str,
         access: Access,
+        verify: Verify = "lazy",
         checkpoint: Callable[[str], None] = lambda _: None,
     ) -> str:
         del prefetch
-        name = identity_of(artifact)
+        name = identity_of(artifact, verify)
         with self._lock:
             if name not in self.mounts:
                 fd = device.open_device()

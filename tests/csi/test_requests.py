@@ -29,17 +29,25 @@ def test_every_attribute_is_known_under_every_prefix(prefix: str) -> None:
     context = {
         f"{prefix}reference": REFERENCE,
         f"{prefix}prefetch": "none",
+        f"{prefix}verify": "strict",
         f"{prefix}exclude-file-patterns": '["*.onnx", "!keep.onnx"]',
         f"{prefix}exclude-model-weights": "true",
     }
     view = View(exclude=("*.onnx", "!keep.onnx"), exclude_weights=True)
-    assert attributes.parse(context) == Attributes(reference=REFERENCE, view=view, prefetch="none")
+    expected = Attributes(reference=REFERENCE, view=view, prefetch="none", verify="strict")
+    assert expected == attributes.parse(context)
 
 
 def test_defaults() -> None:
     """All files, and everything is fetched; empty values count as not given; a reference is made canonical."""
     parsed = attributes.parse({"reference": "llama", "prefetch": "", "exclude-file-patterns": ""})
     assert parsed == Attributes(reference="docker.io/library/llama:latest", view=View(), prefetch="full")
+
+
+def test_a_way_to_verify_that_is_not_known_is_refused() -> None:
+    """A misspelt `strict` is not silently lazy."""
+    with pytest.raises(InvalidRequest, match="not a way to verify"):
+        attributes.parse({"reference": REFERENCE, "verify": "Strict"})
 
 
 def test_the_same_key_twice() -> None:

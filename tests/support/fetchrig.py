@@ -48,6 +48,8 @@ class Recorder:
         self.stalls: list[protocol.Stalled] = []
         self.files: CachedBlob | None = None
         self.opened = False
+        self.whole = 0
+        """How often it was said that the whole is verified."""
 
     def send(self, message: protocol.ToWorker, fds: Sequence[int] = ()) -> None:
         with self.news:
@@ -55,6 +57,8 @@ class Recorder:
                 case protocol.Opened():
                     self.opened = True
                     self.files = CachedBlob(*fds) if fds else None
+                case protocol.Ready(count=0):
+                    self.whole += 1
                 case protocol.Ready():
                     self.ready += [(message.blob, message.first + i) for i in range(message.count)]
                 case protocol.Loan():

@@ -76,6 +76,7 @@ class FakeFetcher:
         self.blobs = [Blob(directory, content) for content in contents]
         self.asked: list[protocol.FromWorker] = []
         self.uncached = False
+        self.proven = False
         self.held = False
         self._failing: dict[int, Fault] = {}
         self._waiting: list[protocol.Want] = []
@@ -165,8 +166,13 @@ class FakeFetcher:
             self.send(protocol.Failed(blob=message.blob, first=message.first, count=message.count, fault=fault))
             return
         match message:
-            case protocol.Open(blob=blob):
-                self.send(protocol.Opened(blob=blob), [] if self.uncached else self.blobs[blob].descriptors())
+            case protocol.Open(blob=blob, live=live):
+                if live:
+                    self.blobs[blob].index.share()
+                self.send(
+                    protocol.Opened(blob=blob, proven=self.proven),
+                    [] if self.uncached else self.blobs[blob].descriptors(),
+                )
             case protocol.Damaged(blob=blob, first=first, count=count):
                 for block in range(first, first + count):
                     self.blobs[blob].index.forget(block)

@@ -17,6 +17,10 @@ _LINE_S: Final = 5.0
 class Meter(Protocol):
     def show(self, progress: MountProgress) -> None: ...
 
+    def work(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        """How far something else has come, of the same bytes."""
+        ...
+
     def say(self, text: str) -> None:
         """A remark that stays."""
         ...
@@ -58,6 +62,10 @@ class _Bar:
             rest=_rest(progress),
         )
 
+    def work(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        amount = f"{units.size(done_bytes)} of {units.size(total_bytes)}"
+        self._bar.update(self._task, description=what, completed=done_bytes, amount=amount, rest="")
+
     def say(self, text: str) -> None:
         self._bar.console.print(text, markup=False)
 
@@ -72,6 +80,12 @@ class _Lines:
         self._next = time.monotonic() + _LINE_S
         amount = f"{units.size(progress.bytes_cached)} of {units.size(progress.bytes_total)}"
         self.say(f"{_activity(progress)}: {amount}, {_rest(progress)}")
+
+    def work(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _LINE_S
+        self.say(f"{what}: {units.size(done_bytes)} of {units.size(total_bytes)}")
 
     def say(self, text: str) -> None:
         console.note(text)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fuse.artifact.digest import Digest
+from fuse.cache import index
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length, entry_of
 from fuse.cache.store import BlobKey, BlobWriter, CacheStore, scope_of
@@ -53,6 +54,18 @@ def test_blocks_appear_as_they_are_published(writer: BlobWriter, blob: CachedBlo
     assert blob.check(5)
     assert blob.read(5 * BLOCK_BYTES, BLOCK_BYTES) == CONTENT[5 * BLOCK_BYTES :]
     assert blob.read(BLOCK_BYTES + 3, 10) == CONTENT[BLOCK_BYTES + 3 : BLOCK_BYTES + 13]
+
+
+def test_what_is_withheld_is_not_there_before_the_whole_is_verified(writer: BlobWriter, blob: CachedBlob) -> None:
+    """For a strict reader, presence alone means nothing."""
+    blob.withheld = True
+    put(writer, 0, 5)
+    assert not blob.has(0)
+    writer.index.set_flags(index.COMPLETE)
+    assert not blob.has(0)
+    writer.index.set_flags(index.VERIFIED)
+
+    assert blob.has(0)
 
 
 def test_a_torn_block_is_found_at_its_first_use(writer: BlobWriter, blob: CachedBlob) -> None:

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -229,3 +230,79 @@ def test_no_room_for_an_index_is_an_error_not_a_signal(tmp_path: Path) -> None:
 
     assert done.returncode == errno.EFBIG
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 65536
+
+
+def test_marks_outlive_the_process_and_fit_one_entry_only(tmp_path: Path) -> None:
+    """What was proven is known after a restart, until another version writes another entry; old readers see no difference."""
+    size, proof = 300 * BLOCK_BYTES, 0x1234
+    entry, other = index.entry_of(b"proven"), index.entry_of(b"another")
+    fd = made(tmp_path / "x", size)
+    writer = IndexWriter(fd)
+    writer.open_marks()
+    for block in (0, 299):
+        writer.record(block, entry)
+        writer.record_mark(block, entry, proof)
+        writer.publish(block, entry)
+        writer.mark(block, proof)
+    assert writer.is_marked(0, proof)
+    assert not writer.is_marked(1, proof)
+    writer.close()
+    later = IndexWriter(fd)  # knows no marks
+    later.record(299, other)
+    later.publish(299, other)
+    later.close()
+    writer = IndexWriter(fd)
+    assert not writer.is_marked(0, proof)
+    writer.open_marks()
+    reader = followed(writer)
+
+    assert [writer.is_marked(block, proof) for block in (0, 1, 299)] == [True, False, False]
+    assert not writer.is_marked(0, proof + 1)
+    assert [reader[block] for block in (0, 1, 299)] == [entry, 0, other]
+    reader.close()
+    writer.close()
+    os.close(fd)
+
+
+def test_no_room_for_marks_leaves_the_index_as_it_is(tmp_path: Path) -> None:
+    """A disk that has no room for marks is an OSError; the index goes on without."""
+    fd = made(tmp_path / "x", 3 * BLOCK_BYTES)
+    writer = IndexWriter(fd)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limit[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            writer.open_marks()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, ignored)
+    writer.publish(1, index.entry_of(b"x"))
+    writer.mark(1, 7)
+    writer.record_mark(1, writer[1], 7)
+
+    assert (writer.has(1), writer.is_marked(1, 7), writer.has_marks) == (True, False, False)
+    writer.close()
+    os.close(fd)
+
+
+@pytest.mark.parametrize("flags", [0, index.VERIFIED])
+def test_who_follows_a_whole_blob_sees_it_verified_and_lost(tmp_path: Path, flags: int) -> None:
+    """Unverified always, and verified where that was asked for: else a strict reader would wait for ever, or not at all."""
+    fd = made(tmp_path / "x", 2 * BLOCK_BYTES)
+    os.pwrite(fd, b"\1" * 16, index.HEADER_BYTES)
+    os.pwrite(fd, bytes([flags]), 512)
+    writer = IndexWriter(fd)
+    if flags:
+        writer.share()
+    reader = followed(writer)
+    assert reader.flags == index.COMPLETE | flags
+    writer.set_flags(index.VERIFIED)
+    assert reader.flags == index.COMPLETE | index.VERIFIED
+    writer.forget(1)
+    writer.clear_flags(index.COMPLETE | index.VERIFIED)
+
+    assert (reader.flags, reader.has(0), reader.has(1)) == (0, True, False)
+    reader.close()
+    writer.close()
+    os.close(fd)

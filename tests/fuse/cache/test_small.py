@@ -132,3 +132,13 @@ def test_what_shortage_names_is_exactly_what_must_go(quota: int, used: int, free
 
     assert fits(lacking)
     assert lacking == 0 or not fits(lacking - 1)
+
+
+@pytest.mark.parametrize("kind", ["manifests", "tables", "offsets", "chunks", "proofs"])
+def test_all_that_can_be_had_again_is_bounded(tmp_path: Path, kind: str) -> None:
+    """The newest of each kind is there, and no more than the bound."""
+    store = ObjectStore(tmp_path, most_bytes=600, most_files=6)
+    for number in range(20):
+        store.put(kind, f"key-{number}", bytes(50))
+    assert store.get(kind, "key-19") == bytes(50)
+    assert len(store.keys(kind)) <= 6

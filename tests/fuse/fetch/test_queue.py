@@ -17,9 +17,10 @@ DEMAND, READAHEAD, BACKGROUND = Priority.DEMAND, Priority.READAHEAD, Priority.BA
 class FakeBlob:
     """Presence as a set."""
 
-    def __init__(self, blocks: int, *, indivisible: bool = False, registry: str = "one") -> None:
+    def __init__(self, blocks: int, *, indivisible: bool = False, registry: str = "one", grain: int = 1) -> None:
         self.registry = registry
         self.blocks = blocks
+        self.grain = grain
         self.indivisible = indivisible
         self.present: set[int] = set()
 
@@ -56,6 +57,7 @@ def drain(queue: Queue[FakeBlob]) -> list[tuple[Any, int, int]]:
         bring(queue, run)
         fetched.append((run.blob, first, run.end))
         queue.finish(run)
+        assert len(fetched) < 10_000, "runs without end"
     return fetched
 
 
@@ -405,3 +407,39 @@ def test_shares_are_kept_whatever_happens(operations: list[tuple[str, str, bool]
         elif operation == "w":
             shares.worked(registry)
             assert shares.may_start(registry, urgent_lane=urgent) == (taken < (2 if urgent else 3))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 36), st.integers(1, 20), st.sampled_from(Priority)), min_size=1, max_size=8),
+    st.sets(st.integers(0, 36)),
+    st.integers(0, 3),
+)
+def test_runs_of_a_blob_with_a_grain_cover_whole_chunks(
+    asked: list[tuple[int, int, Priority]], present: set[int], begun: int
+) -> None:
+    """Whatever is wished, and also where runs were begun before the blob had its grain: all that is wished comes."""
+    blob = FakeBlob(37)
+    blob.present |= present
+    queue: Queue[FakeBlob] = Queue()
+    for number, (first, count, priority) in enumerate(asked):
+        queue.want(number, blob, first, count, priority)
+    earlier = [run for _ in range(begun) if (run := queue.next_run(0.0, urgent_only=False)) is not None]
+    blob.grain = 4
+    later = []
+    while (run := queue.next_run(0.0, urgent_only=False)) is not None:
+        later.append(run)
+        assert len(later) <= blob.blocks, "runs without end"
+        taken = [set(range(other.next, other.end)) for other in (*earlier, *later)]
+        assert sum(map(len, taken)) == len(set().union(*taken))
+    for run in earlier:
+        queue.finish(run)
+    for run in later:
+        assert run.first % 4 == 0
+        assert run.end % 4 == 0 or run.end == 37
+        bring(queue, run)
+        queue.finish(run)
+    for _, first, end in drain(queue):
+        assert first % 4 == 0
+        assert end % 4 == 0 or end == 37
+    for first, count, _ in asked:
+        assert set(range(first, min(first + count, 37))) <= blob.present

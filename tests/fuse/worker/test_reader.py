@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from fuse import wire
+from fuse.cache import index
 from fuse.errors import Corrupt, Fault, NotFound
 from fuse.fetch import protocol
 from fuse.filesystem.table import Table
@@ -481,3 +482,142 @@ def test_nothing_is_leaked_when_files_are_replaced(fetcher: FakeFetcher) -> None
         assert len(os.listdir("/proc/self/fd")) == count
 
     run(fetcher, body, connected=False)
+
+
+def strict(bench: Bench) -> None:
+    """Makes blob 0 one that is withheld, as `verify: strict` does."""
+    bench.session.blobs[0].strict = True
+
+
+def test_a_strict_read_waits_for_the_whole_and_no_longer(fetcher: FakeFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that are there are not served before the blob is verified; the condition says why, and takes it back."""
+    monkeypatch.setattr("fuse.worker.session_client.WHOLE_PATIENCE_S", 0.0)
+    monkeypatch.setattr("fuse.worker.session_client.VERIFIED_POLL_S", 0.01)
+
+    async def body(bench: Bench) -> None:
+        strict(bench)
+        found: list[bytes] = []
+
+        async def read() -> None:
+            found.append(await bench.read(WHOLE, 0, 100))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await bench.until(lambda: any(isinstance(m, protocol.Want) and m.whole for m in fetcher.asked))
+            for block in range(fetcher.blobs[0].index.blocks):
+                fetcher.blobs[0].publish(block)
+            await bench.until(lambda: any(fault and fault.kind == "unverified" for fault, _ in bench.conditions))
+            assert not found
+            fetcher.blobs[0].fill()
+            fetcher.send(protocol.Ready(blob=0, first=0, count=0))
+        assert [CONTENT[:100]] == found
+        assert (None, False) == bench.conditions[-1]
+
+    run(fetcher, body)
+
+
+def test_a_strict_read_of_what_is_proven_chunk_by_chunk_waits_for_its_blocks_only(fetcher: FakeFetcher) -> None:
+    """The fetcher's word lifts the gate."""
+
+    async def body(bench: Bench) -> None:
+        strict(bench)
+        fetcher.proven = True
+        assert CONTENT[BLOCK : BLOCK + 10] == await bench.read(WHOLE, BLOCK, 10)
+
+    run(fetcher, body)
+    assert [1] == fetcher.demanded()
+
+
+def test_a_strict_read_of_what_cannot_be_had_fails(fetcher: FakeFetcher) -> None:
+    """The failure of the whole is the reader's."""
+
+    async def body(bench: Bench) -> None:
+        strict(bench)
+        ended: list[str] = []
+
+        async def read() -> None:
+            with pytest.raises(NotFound) as raised:
+                await bench.read(WHOLE, 0, 100)
+            ended.append(raised.value.what)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await bench.until(lambda: any(isinstance(m, protocol.Want) and m.whole for m in fetcher.asked))
+            fault = Fault(kind="not_found", what="gone for good")
+            fetcher.send(protocol.Failed(blob=0, first=0, count=0, fault=fault))
+        assert ["gone for good"] == ended
+
+    run(fetcher, body)
+
+
+def test_a_strict_read_takes_no_loan_from_a_fetcher_that_proves_nothing(fetcher: FakeFetcher) -> None:
+    """What was asked of one that proves is not taken from its successor, which has neither index nor room."""
+
+    async def body(bench: Bench) -> None:
+        strict(bench)
+        fetcher.proven = fetcher.held = True
+        found: list[bytes] = []
+
+        async def read() -> None:
+            with pytest.raises(Corrupt):
+                found.append(await bench.read(WHOLE, 0, 10))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            async with bench.connected():
+                await bench.until(fetcher.demanded)
+                fetcher.die()
+            fetcher.proven, fetcher.held, fetcher.uncached = False, False, True
+            async with bench.connected():
+                await bench.until(lambda: any(isinstance(m, protocol.Want) and m.whole for m in fetcher.asked))
+                assert not found
+                assert not bench.session.loans
+                fault = Fault(kind="corrupt", what="to end the test")
+                fetcher.send(protocol.Quarantined(blob=0, fault=fault))
+                await bench.until(lambda: bench.quarantined)
+                await bench.until(lambda: not bench.reader.counters.waiting)
+        assert not found
+
+    run(fetcher, body, connected=False)
+
+
+def test_a_strict_read_opens_again_what_is_verified(fetcher: FakeFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When there were no descriptors for its files before."""
+    monkeypatch.setattr("fuse.worker.session_client.VERIFIED_POLL_S", 0.01)
+
+    async def body(bench: Bench) -> None:
+        strict(bench)
+        fetcher.uncached = True
+        found: list[bytes] = []
+
+        async def read() -> None:
+            found.append(await bench.read(WHOLE, 0, 10))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await bench.until(lambda: any(isinstance(m, protocol.Want) and m.whole for m in fetcher.asked))
+            assert [True] == [m.live for m in fetcher.asked if isinstance(m, protocol.Open)]
+            fetcher.blobs[0].fill()
+            fetcher.uncached = False
+            fetcher.send(protocol.Ready(blob=0, first=0, count=0))
+        assert [CONTENT[:10]] == found
+
+    run(fetcher, body)
+
+
+def test_a_strict_reader_is_withheld_a_verified_blob_that_lost_a_block(fetcher: FakeFetcher) -> None:
+    """Neither way of reading serves what was fetched anew and is not verified yet."""
+
+    async def body(bench: Bench) -> None:
+        strict(bench)
+        fetcher.blobs[0].fill()
+        assert CONTENT[:10] == await bench.read(WHOLE, 0, 10)
+        writer = fetcher.blobs[0].index
+        writer.forget(0)
+        writer.clear_flags(index.COMPLETE | index.VERIFIED)
+        fetcher.blobs[0].publish(0)
+        server = bench.reader.server()
+        assert server.read(WHOLE, 0, 10) is None
+        assert bench.session.withholds(bench.session.blobs[0])
+
+    run(fetcher, body)
