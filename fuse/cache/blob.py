@@ -107,9 +107,10 @@ class CachedBlob:
         return self.is_checked(block) or self.read_block(block) is not None
 
     def check_content(self, block: int, content: bytes | bytearray | memoryview) -> bool:
-        """As `check`, for a caller that has just read the whole block, and uses what it has read."""
-        if self.is_checked(block):
-            return True
+        """Whether `content`, which the caller has just read and is about to use, is the block.
+
+        It is compared in any case: what was read before the block was mended is not made right by its having been mended since.
+        """
         entry = self._index[block]
         if not entry or entry_of(content) != entry:
             return False

@@ -180,3 +180,16 @@ def test_files_that_do_not_belong_together_are_refused(writer: BlobWriter) -> No
     for fd in (data, index):
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(fd)
+
+
+def test_bytes_that_were_read_before_a_block_was_mended_are_not_taken_for_it(
+    writer: BlobWriter, blob: CachedBlob
+) -> None:
+    """Another reader had it fetched anew meanwhile: the block is good, what this one holds is not."""
+    put(writer, *range(6))
+    writer.index.set_flags(COMPLETE | VERIFIED)
+    damaged = bytes(BLOCK_BYTES)
+    blob.note_arrived(1)
+
+    assert blob.is_checked(1)
+    assert not blob.check_content(1, damaged)
