@@ -22,7 +22,6 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final, Protocol
 
 import structlog
@@ -81,9 +80,8 @@ class Connection:
         self._passed = 0
         self._waiting: deque[bytes] = deque()
         self._leaving = False
-        self._threads = [
-            threading.Thread(target=self._take, name=f"requests-{number}", daemon=True) for number in range(THREADS)
-        ]
+        self._left = threading.Event()
+        self._threads: list[tuple[threading.Thread, threading.Event]] = []
 
     def start(self) -> None:
         """From now on requests are taken. The INIT reply must have been written. On the process's main thread."""
@@ -92,19 +90,22 @@ class Connection:
         os.set_blocking(self._device, True)
         self._peer.setblocking(True)
         threading.Thread(target=self._pump, name="answers", daemon=True).start()
-        for thread in self._threads:
+        for number in range(THREADS):
+            out = threading.Event()
+            thread = threading.Thread(target=self._take_until_out, args=(out,), name=f"requests-{number}", daemon=True)
+            self._threads.append((thread, out))
             thread.start()
 
     def leave(self) -> None:
         """Takes no more requests, and returns when those that threads had in hand are answered or handed on."""
         self._leaving = True
-        for thread in self._threads:
-            # One that was just about to read when the signal came takes nothing, or one more request: then it ends as well.
-            while thread.is_alive():
+        for thread, out in self._threads:
+            # One that was just about to read when the signal came takes nothing, or one more request: then it comes out as well.
+            while not out.is_set():
                 os.set_blocking(self._device, False)
-                with suppress(ProcessLookupError):
-                    signal.pthread_kill(thread.ident or 0, _NUDGE)
-                thread.join(_NUDGE_S)
+                signal.pthread_kill(thread.ident or 0, _NUDGE)
+                out.wait(_NUDGE_S)
+        self._left.set()
 
     @property
     def passing(self) -> int:
@@ -132,6 +133,14 @@ class Connection:
                 _log.warning("answer_refused", error=error.strerror)
 
     # ---- requests ----
+
+    def _take_until_out(self, out: threading.Event) -> None:
+        try:
+            self._take()
+        finally:
+            out.set()
+            if self._leaving:
+                self._left.wait()  # nobody may signal a thread that has ended
 
     def _take(self) -> None:
         buffer = memoryview(bytearray(_REQUEST_BYTES))

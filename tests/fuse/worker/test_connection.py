@@ -68,7 +68,7 @@ class Ends:
             end.shutdown(socket.SHUT_RDWR)
             end.close()
         # A thread that still reads would take the requests of the next device of this number.
-        for thread in self.connection._threads:
+        for thread, _ in self.connection._threads:
             thread.join(LIMIT_S)
         self.device.close()
         self._peer.close()
@@ -163,7 +163,10 @@ def test_request_that_comes_after_leaving_is_left_to_a_successor(ends: Ends) -> 
     message = request(requests.READ, 1, read_body(0, 1))
     ends.send(message)
     assert ends.device.recv(4096) == bytes(message)
-    assert [thread for thread in threading.enumerate() if thread.name.startswith("requests-")] == []
+    until(
+        lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("requests-")],
+        "no thread left",
+    )
 
 
 def test_answer_that_nobody_wants_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
