@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from fuse.errors import Fault, from_fault
+from fuse.errors import Fault, Unavailable, from_fault
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_connection import Connection
 from fuse.mounting.keeping import Keeping
@@ -157,7 +157,9 @@ def _of_worker(mount: Mount, fetcher: FetcherClient) -> Health | None:
 def _of_fetcher(mount: Mount, fetcher: FetcherClient) -> Health | None:
     trouble = mount.trouble or fetcher.trouble
     if trouble is not None:
-        return _degraded(Reason.FETCHER_DOWN, str(trouble), mount.trouble_since)
+        # What is left of a worker that could not be started, while the next one is, says nothing of the fetcher.
+        ours = fetcher.trouble is not None or isinstance(trouble, Unavailable)
+        return _degraded(Reason.FETCHER_DOWN if ours else Reason.WORKER_REPLACED, str(trouble), mount.trouble_since)
     loop = fetcher.history.loop(time.monotonic())
     if loop is not None:
         return _degraded(Reason.FETCHER_CRASH_LOOP, f"the fetcher died {loop[0]}", loop[1])

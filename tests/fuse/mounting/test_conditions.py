@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import msgspec
 import pytest
 
-from fuse.errors import every_error
+from fuse.errors import MountFailed, Unavailable, WeightlessError, every_error
 from fuse.fetch.protocol import FetcherTotals, MountProgress
+from fuse.mounting import reporting
 from fuse.mounting.chronicle import Story
 from fuse.mounting.ledger import Ledger
 from fuse.mounting.reasons import BY_KIND, Reason, consequence, known, reason_of
@@ -177,3 +181,20 @@ def test_bytes_of_shared_blobs_count_once_for_all_and_for_each_mount() -> None:
     assert (ledger.of("b").bytes_fetched, ledger.all().bytes_fetched) == (110, 135)
     ledger.fetcher_said("a", 3, progress(1, None))
     assert ledger.all().requests == 136
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (MountFailed("the worker was killed by signal 9 before it served"), Reason.WORKER_REPLACED),
+        (Unavailable("the fetcher is gone"), Reason.FETCHER_DOWN),
+    ],
+)
+def test_a_worker_that_could_not_be_started_is_not_the_fetchers_fault(trouble: WeightlessError, reason: Reason) -> None:
+    """While the next one is being started, the last trouble still stands."""
+    mount: Any = SimpleNamespace(trouble=trouble, trouble_since=NOON, attached_to=None)
+    fetcher: Any = SimpleNamespace(trouble=None, history=History())
+    health = reporting._of_fetcher(mount, fetcher)
+
+    assert health is not None
+    assert health.reason_code == reason
