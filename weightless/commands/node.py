@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from csi.plugin import NodePlugin, PluginSettings
-from fuse.errors import InvalidRequest
+from fuse.errors import InvalidRequest, WeightlessError
 from fuse.mounting import control
-from fuse.mounting.manager import MountManager
+from fuse.mounting.fetcher import FetcherClient
+from fuse.mounting.manager import HolderSettings, MountManager
 from fuse.spec import WithoutResend
 from weightless import wiring
 from weightless.holder import NODE, signals_call
@@ -35,14 +36,6 @@ def run(
     section = settings.config.node
     level = settings.log_level if settings.log_level_given else "info"
     run_dir = wiring.begin(settings, "plugin", level=level)
-    plugin_settings = PluginSettings(
-        endpoint=_needed(endpoint or section.endpoint, "--endpoint", "unix:///var/lib/kubelet/plugins/…/csi.sock"),
-        node_id=_needed(node_id or section.node_id, "--node-id", "the node's name in Kubernetes"),
-        access=wiring.access_reader(settings, local_allowed=False),
-        kubelet_dir=_directory(kubelet_dir, section.kubelet_dir, _KUBELET),
-        state_dir=_directory(state_dir, section.state_dir, _STATE),
-        metrics_address=metrics_address or section.metrics_address or None,
-    )
     named = keeper or section.keeper
     holder = wiring.holder_settings(
         settings,
@@ -53,16 +46,49 @@ def run(
         keeper=wiring.socket_path(named, "--keeper") if named else None,
         without_resend=without_resend,
     )
-    manager = MountManager(holder)
-    plugin = NodePlugin(plugin_settings, manager)
     ended = threading.Event()
-    with signals_call(ended.set):
-        plugin.start()
-        try:
-            with contextlib.closing(control.ControlServer(manager, run_dir, NODE)):
-                ended.wait()
-        finally:
-            plugin.stop()
+    with contextlib.ExitStack() as ahead:
+        ahead.enter_context(_fetcher_ahead(holder))
+        from csi.plugin import NodePlugin, PluginSettings  # takes a while, and so does the fetcher
+
+        plugin_settings = PluginSettings(
+            endpoint=_needed(endpoint or section.endpoint, "--endpoint", "unix:///var/lib/kubelet/plugins/…/csi.sock"),
+            node_id=_needed(node_id or section.node_id, "--node-id", "the node's name in Kubernetes"),
+            access=wiring.access_reader(settings, local_allowed=False),
+            kubelet_dir=_directory(kubelet_dir, section.kubelet_dir, _KUBELET),
+            state_dir=_directory(state_dir, section.state_dir, _STATE),
+            metrics_address=metrics_address or section.metrics_address or None,
+        )
+        manager = MountManager(holder)
+        plugin = NodePlugin(plugin_settings, manager)
+        with signals_call(ended.set):
+            plugin.start()
+            ahead.close()
+            try:
+                with contextlib.closing(control.ControlServer(manager, run_dir, NODE)):
+                    ended.wait()
+            finally:
+                plugin.stop()
+
+
+@contextlib.contextmanager
+def _fetcher_ahead(holder: HolderSettings) -> Iterator[None]:
+    """Where a predecessor left a keeper, readers wait for us: has the fetcher started while the rest of this process is."""
+    needed = threading.Event()
+    client = FetcherClient(holder.fetcher())
+
+    def hold() -> None:
+        with contextlib.suppress(WeightlessError):  # whoever really needs it says so
+            client.connection()
+        needed.wait()
+        client.close()
+
+    if (holder.keeper or holder.run_dir / f"{holder.name}.keeper").exists():
+        threading.Thread(target=hold, name="fetcher-ahead", daemon=True).start()
+    try:
+        yield
+    finally:
+        needed.set()
 
 
 def _needed(value: str | None, option: str, example: str) -> str:
