@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from bench import chunk_index, faults, memory, recovery, sequential, tensor_overfetch, time_to_first_byte
+from bench import chunk_index, faults, memory, sequential, tensor_overfetch, time_to_first_byte
 from bench.results import Result, show
 from fuse.errors import WeightlessError
 from weightless import console
@@ -17,7 +17,6 @@ BENCHMARKS: Final[dict[str, Callable[[], list[Result]]]] = {
     "tensor_overfetch": tensor_overfetch.measure,
     "sequential": sequential.measure,
     "memory": memory.measure,
-    "recovery": recovery.measure,
     "faults": faults.measure,
     "chunk_index": chunk_index.measure,
 }
