@@ -58,7 +58,7 @@ class Process:
         self._administrators = administrators
         self._transport = Transport()
         self._engine = Engine(CacheStore(Path()), settings)
-        self._proofs = Proofs(self._engine.store.objects, Path("objects"))
+        self._proofs = Proofs(self._engine.shelf.store.objects, Path("objects"))
         self._verifier = Verifier(self._engine)
         self._lanes = Lanes(
             self._engine, connections=settings.connections, urgent_connections=settings.urgent_connections
@@ -69,7 +69,7 @@ class Process:
         self._wake_send.setblocking(False)
         self._wake_receive.setblocking(False)
         self._stopping = False
-        self._engine.on_cache_gone = self._cache_gone
+        self._engine.shelf.on_cache_gone = self._cache_gone
 
     def serve(self) -> None:
         """Returns when the last administrator has gone, when none came, or on SIGTERM."""
@@ -88,7 +88,7 @@ class Process:
                 selector.select(_TOUCH_S if deadline is None else max(0.0, deadline - time.monotonic()))
                 if time.monotonic() >= touched + _TOUCH_S:
                     touched = time.monotonic()
-                    self._engine.touch()
+                    self._engine.shelf.touch()
                 with suppress(BlockingIOError):
                     self._wake_receive.recv(4096)
                 # Whoever waits to be accepted counts: it came before the last one left.

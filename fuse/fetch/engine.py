@@ -9,26 +9,25 @@ it. Lock order: `space.lock`, then `lock`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
 
 from fuse.artifact.chunks import ChunkDigests
 from fuse.artifact.digest import Digest
-from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length
-from fuse.cache.pins import Pins
+from fuse.cache.index import BLOCK_BYTES, COMPLETE, block_length
 from fuse.cache.store import BlobKey, CacheStore
-from fuse.errors import Corrupt, Unavailable, WeightlessError
+from fuse.errors import Unavailable, WeightlessError
 from fuse.fetch import protocol, proving
 from fuse.fetch.blobs import BlobState, Grant, Source, WrongBytes
 from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver, send_loan
-from fuse.fetch.progress import FULL, CacheTrouble, complaint, progress_of
+from fuse.fetch.progress import CacheTrouble, complaint, progress_of
 from fuse.fetch.queue import Priority, Run
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.shares import Shares
-from fuse.fetch.space import Space
+from fuse.fetch.shelf import Shelf
 from fuse.fetch.trouble import back_off, end_trouble, fail
 
 PRIORITIES: Final = {
@@ -42,24 +41,17 @@ _log = structlog.get_logger(__name__)
 
 class Engine:
     def __init__(self, store: CacheStore, settings: FetcherSettings) -> None:
-        self.store: Final = store
         self.settings: Final = settings
         general = max(1, settings.connections - settings.urgent_connections)
         self.dispatch: Final = Dispatcher(general, Shares(settings.connections - general, general))
         self.lock: Final = self.dispatch.lock
-        self.space: Final = Space(store, settings.limits, self._pinned)
-        self.pins: Final = Pins(store.objects)
+        self.shelf: Final = Shelf(store, settings.limits, self.dispatch)
         self._queue = self.dispatch.queue
-        self._blobs: dict[BlobKey, BlobState] = {}
         self._mounts: set[Mount] = set()
         self._fetched_bytes = 0
         self._requests = 0
         self._cache_trouble: CacheTrouble | None = None
         """What those who use the cache have been told of it."""
-        self.on_hashable: Callable[[BlobState], None] = lambda _blob: None
-        """Told, with the lock held, that the block at a blob's hash position has arrived."""
-        self.on_cache_gone: Callable[[], None] = lambda: None
-        """Told that the cache directory has been removed: only a process with a new one can cache again."""
 
     # ---- mounts ----
 
@@ -67,12 +59,7 @@ class Engine:
         """A new user of these blobs; they stay on the disk until `detach`. `uses`: it makes them recently used."""
         wanted = list(keys)
         with self.lock:
-            blobs = []
-            for key in wanted:
-                blob = self._blobs.get(key)
-                if blob is None or blob.rejected:
-                    blob = self._blobs[key] = BlobState(key)
-                blobs.append(blob)
+            blobs = [self.shelf.blob_locked(key) for key in wanted]
             mount = Mount(name, blobs, uses=uses)
             for blob in mount.distinct:
                 blob.references += 1
@@ -95,7 +82,7 @@ class Engine:
             self._mounts.discard(mount)
             for blob in mount.distinct:
                 blob.mounts.pop(mount, None)
-                self._unreference(blob)
+                self.shelf.unreference_locked(blob)
 
     def know_chunks(
         self, mount: Mount, chunks: Mapping[Digest, ChunkDigests], *, authentic: bool, key: str = ""
@@ -107,7 +94,7 @@ class Engine:
         (`permanent`).
         """
         for blob, found in proving.of_mount(mount, chunks).items():
-            with self.space.lock:
+            with self.shelf.space.lock:
                 with self.lock:
                     if not blob.references:
                         return  # the mount has gone
@@ -120,11 +107,11 @@ class Engine:
                     mount.authentic, mount.chunks_key = authentic, key
                     if blob.chunks is None and blob.rejected is None:
                         lost = blob.use_chunks(found, written)
-                        self.on_hashable(blob)
+                        self.shelf.on_hashable(blob)
                         self.dispatch.kick_locked()
                 if writer is not None:
                     writer.record_lost(lost)
-                self.unreference(blob)
+                self.shelf.unreference(blob)
 
     def grant(self, mount: Mount, name: str, source: Source) -> None:
         """Blobs of `mount` may be fetched from `source` from now on; what had failed for want of it is tried again."""
@@ -181,7 +168,7 @@ class Engine:
 
     def progress(self, mount: Mount, request_id: int) -> protocol.MountProgress:
         for blob in mount.distinct:
-            self.prepare(blob, make=False)
+            self.shelf.prepare(blob, make=False)
         with self.lock:
             totals = protocol.FetcherTotals(bytes_fetched=self._fetched_bytes, requests=self._requests)
             return progress_of(mount, request_id, trouble=self._cache_trouble, totals=totals)
@@ -194,7 +181,7 @@ class Engine:
         `live`: the index goes on to say what is verified, also of a blob that is now.
         """
         blob = port.mount.blobs[number]
-        self.prepare(blob, make=True)
+        self.shelf.prepare(blob, make=True)
         fds: tuple[int, ...] = ()
         with self.lock:
             rejected, writer = blob.rejected or port.mount.refused.get(blob), blob.writer
@@ -223,7 +210,7 @@ class Engine:
         if not 0 <= first < blob.blocks or count <= 0:
             return
         end = min(first + count, blob.blocks)
-        self.prepare(blob, make=True)
+        self.shelf.prepare(blob, make=True)
         outbox: Outbox = []
         lend: list[int] = []
         with self.lock:
@@ -250,7 +237,7 @@ class Engine:
     def want_whole(self, port: Port, number: int) -> None:
         """Wishes all of a blob before what is ahead of readers; answered when it is verified, or will never be."""
         blob = port.mount.blobs[number]
-        self.prepare(blob, make=True)
+        self.shelf.prepare(blob, make=True)
         outbox: Outbox = []
         with self.lock:
             if port.closed:
@@ -264,7 +251,7 @@ class Engine:
             else:
                 blob.awaiting_whole[port, number] = None
                 self._queue.want(port, blob, 0, blob.blocks, Priority.READAHEAD)
-                self.on_hashable(blob)
+                self.shelf.on_hashable(blob)
                 self.dispatch.kick_locked()
         deliver(outbox)
 
@@ -290,108 +277,7 @@ class Engine:
             return
         buffer = memoryview(bytearray(BLOCK_BYTES))
         for block in range(first, min(first + count, blob.blocks)):
-            self.recheck(blob, block, buffer)
-
-    # ---- the disk ----
-
-    def _pinned(self) -> frozenset[str]:
-        with self.lock:
-            held = frozenset(str(key) for key in self._blobs)
-        return held | self.pins.blobs
-
-    def touch(self) -> None:
-        """Notes that what is mounted is in use now: its workers read without asking."""
-        with self.lock:
-            writers = [blob.writer for blob in self._blobs.values() if blob.writer and any(m.uses for m in blob.mounts)]
-        for writer in writers:
-            writer.touch()
-
-    def prepare(self, blob: BlobState, *, make: bool) -> None:
-        """Opens the blob's files, or makes them; leaves the blob `uncached` when the disk has no room for them."""
-        if blob.writer is not None or (blob.uncached and self.dispatch.only_demand):
-            return
-        with self.space.lock:
-            if blob.writer is not None or blob.rejected or not blob.references:
-                return
-            if not make and self.store.stored(blob.key) is None:
-                return
-        failure: OSError | None = None
-        for attempt in (1, 2):
-            with self.space.lock:
-                if blob.writer is not None:
-                    return
-                try:
-                    writer = self.store.open(blob.key)
-                except OSError as error:
-                    _log.warning("blob_not_cacheable", digest=str(blob.digest), error=str(error))
-                    failure = error
-                else:
-                    if any(mount.uses for mount in list(blob.mounts)):
-                        writer.touch()
-                    # With this lock only, a blob gets an index.
-                    written = proving.written(writer) if blob.chunks is not None else frozenset()
-                    with self.lock:
-                        if not blob.references or blob.rejected:
-                            writer.close()
-                            return
-                        lost = blob.adopt(writer, written)
-                        if not blob.verified and (blob.blocks_cached or not blob.blocks):
-                            self.on_hashable(blob)
-                        blob.references += 1
-                    writer.record_lost(lost)
-                    self.unreference(blob)
-                    return
-            # Only room can be made; a disk that fails is not mended by emptying it.
-            if attempt == 1 and not (failure.errno in FULL and self.space.make_room(BLOCK_BYTES)):
-                break
-        with self.lock:
-            blob.uncached = True
-            blob.uncached_by = failure
-        if self.store.gone():
-            self.on_cache_gone()
-
-    def recheck(self, blob: BlobState, block: int, buffer: memoryview) -> bool:
-        """Compares a cached block with its checksum; a damaged one is forgotten. Returns whether it is good."""
-        while True:
-            writer = blob.writer
-            losses = blob.losses
-            if writer is None or not writer.index[block]:
-                return False
-            if writer.block_is_sound(block, buffer):
-                return True
-            if self.forget(blob, block, losses):
-                return False
-
-    def forget(self, blob: BlobState, block: int, losses: int) -> bool:
-        """Takes a block back: it will be fetched anew when it is wanted.
-
-        `losses`: the blob's count from before the damage was seen. When it has grown since, the block may have come anew: it is
-        left, and the answer is False.
-        """
-        with self.lock:
-            writer = blob.writer
-            if writer is None or blob.losses != losses:
-                return False
-            if not writer.index[block]:
-                return True
-            blob.losses += 1
-            _log.warning("block_damaged", digest=str(blob.digest), block=block)
-            writer.index.forget(block)
-            writer.index.clear_flags(COMPLETE | VERIFIED)
-            blob.blocks_cached -= 1
-            blob.bytes_cached -= block_length(blob.size, block)
-            hashed = blob.verified or block < blob.hashed_blocks  # it may have been hashed by an earlier process
-            blob.verified = False
-            if hashed:
-                blob.hashed_blocks = 0
-                blob.hash_epoch += 1
-                self.on_hashable(blob)  # up to this block, which is waited for there
-            self.dispatch.kick_locked()
-            blob.references += 1
-        writer.record(block, 0)
-        writer.record_flags()
-        self.unreference(blob)
-        return True
+            self.shelf.recheck(blob, block, buffer)
 
     # ---- lanes ----
 
@@ -399,7 +285,7 @@ class Engine:
         """The lane has ended the run; what is missing of it goes back into the queue."""
         with self.lock:
             self.dispatch.finish_locked(run)
-            self._unreference(run.blob)
+            self.shelf.unreference_locked(run.blob)
 
     def must_stop(self, run: Run[BlobState], grant: Grant) -> bool:
         """Whether the lane should leave the run: it was cut, nobody may fetch it any more, or the process ends."""
@@ -451,7 +337,7 @@ class Engine:
                     blob.meter.add(length, now)
                     self._fetched_bytes += length
                 if block == blob.hashed_blocks:
-                    self.on_hashable(blob)
+                    self.shelf.on_hashable(blob)
             if blob.blocks_cached == blob.blocks:
                 writer.index.set_flags(COMPLETE)
             if fetched:
@@ -504,7 +390,7 @@ class Engine:
             if not send_loan(port, number, block, content[: block_length(blob.size, block)]):
                 self._defer(port, number, block)
             return
-        self.forget(blob, block, losses)
+        self.shelf.forget(blob, block, losses)
         self.want(port, number, block, 1, Priority.DEMAND)
 
     def _defer(self, port: Port, number: int, block: int) -> None:
@@ -597,107 +483,10 @@ class Engine:
                 fail(self._queue, blob, error, outbox)
         _log.warning("transfer_refused", digest=str(blob.digest), error=str(error), source=grant.name)
         if contradicted:
-            self._forget_index(blob)
-        deliver(outbox)
-
-    def _forget_index(self, blob: BlobState) -> None:
-        """A chunk index that does not fit is asked for anew at the next mount: it may have been put right."""
-        with self.lock:
-            keys = proving.remembered(blob)
-        for key in keys:
-            self.store.objects.remove(proving.CHUNK_INDEXES, key)
-
-    def take_unproven(self, blob: BlobState, chunk: int) -> bool:
-        """Whether something lies on the disk of this chunk that has not been looked at; the caller does it now."""
-        with self.lock:
-            found = chunk in blob.unproven
-            blob.unproven.discard(chunk)
-            return found
-
-    # ---- verification ----
-
-    def reference(self, blob: BlobState) -> bool:
-        """Keeps a blob open for a check; False when it is no longer held by anybody."""
-        with self.lock:
-            if not blob.references or blob.writer is None:
-                return False
-            blob.references += 1
-            return True
-
-    def unreference(self, blob: BlobState) -> None:
-        with self.lock:
-            self._unreference(blob)
-
-    def _unreference(self, blob: BlobState) -> None:
-        blob.references -= 1
-        if blob.references:
-            return
-        if self._blobs.get(blob.key) is blob:
-            del self._blobs[blob.key]
-        self._queue.release(blob)  # a hold without a grant would never end
-        if blob.writer is not None:
-            blob.writer.close()
-            blob.writer = None
-        self.dispatch.resume_ahead_locked()  # it can be evicted now
-
-    def accept(self, blob: BlobState) -> bool:
-        """The whole matches its digest and is on the disk. False when a block was taken back meanwhile."""
-        with self.lock:
-            if blob.writer is None or not blob.complete:
-                return False
-            writer = blob.writer
-            blob.verified = True
-            writer.index.set_flags(COMPLETE | VERIFIED)
-            told, blob.awaiting_whole = blob.awaiting_whole, {}
-        writer.record_flags()
-        deliver([(port, protocol.Ready(blob=number, first=0, count=0)) for port, number in told])
-        _log.info("blob_verified", digest=str(blob.digest), size=blob.size)
-        return True
-
-    def reject(self, blob: BlobState) -> None:
-        """The whole does not match its digest: it is set aside, and everybody who may have read of it is told."""
-        proven = blob.chunks is not None
-        error = Corrupt(
-            "the bytes that the registry sent do not match the digest"
-            + (", although its chunk index vouches for them" if proven else ""),
-            where=str(blob.digest),
-            fix="remove the chunk index from the registry, then mount again"
-            if proven
-            else "the registry or a mirror serves wrong content; remove it there, then mount again",
-        )
-        outbox: Outbox = []
-        with self.space.lock:
-            with self.lock:
-                writer = blob.writer
-                if writer is None:
-                    return
-                blob.rejected = error
-                writer.index.set_flags(REJECTED)
-                if self._blobs.get(blob.key) is blob:
-                    del self._blobs[blob.key]
-                self._queue.drop_blob(blob, demand_only=False)
-                blob.waiters.clear()
-                blob.awaiting_whole.clear()  # told by what follows
-                end_trouble(blob, outbox, healed=False)
-                for mount in blob.mounts:
-                    numbers = [number for number, other in enumerate(mount.blobs) if other is blob]
-                    outbox.extend(
-                        (port, protocol.Quarantined(blob=number, fault=error.to_fault()))
-                        for port in mount.ports
-                        for number in numbers
-                    )
-            writer.record_flags()
-            self.store.quarantine(blob.key)
-        _log.error("blob_quarantined", digest=str(blob.digest), size=blob.size)
-        self._forget_index(blob)
+            self.shelf.forget_index(blob)
         deliver(outbox)
 
     def statistics(self) -> tuple[int, int]:
         """Runs in flight, and wishes that wait."""
         with self.lock:
             return sum(1 for _ in self._queue.runs()), sum(1 for _ in self._queue.wishes())
-
-    def states(self) -> dict[BlobKey, BlobState]:
-        """The blobs that are held by somebody now."""
-        with self.lock:
-            return dict(self._blobs)

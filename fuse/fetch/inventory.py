@@ -21,7 +21,7 @@ from fuse.fetch.engine import Engine
 class Inventory:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._store = engine.store
+        self._store = engine.shelf.store
 
     def blobs(self) -> Iterator[protocol.CachedBlob]:
         for key in self._keys(()):
@@ -34,9 +34,9 @@ class Inventory:
         keys = self._keys(digests)
         if digests:
             for key in keys:
-                if key in self._engine.states():
+                if key in self._engine.shelf.states():
                     raise Conflict("the blob is in use by a mount", where=str(key.digest), fix="unmount it first")
-                if names := self._engine.pins.names(str(key)):
+                if names := self._engine.shelf.pins.names(str(key)):
                     raise Conflict(
                         f"the blob is pinned by {names[0]}",
                         where=str(key.digest),
@@ -44,9 +44,9 @@ class Inventory:
                     )
         try:
             for key in keys:
-                with self._engine.space.lock:
+                with self._engine.shelf.space.lock:
                     # Asked again under the lock under which blobs are opened.
-                    if key in self._engine.states() or str(key) in self._engine.pins.blobs:
+                    if key in self._engine.shelf.states() or str(key) in self._engine.shelf.pins.blobs:
                         continue
                     shown = self._shown(key)
                     self._store.remove(key)
@@ -55,12 +55,12 @@ class Inventory:
             if not digests:
                 self._store.empty_quarantine()
         finally:
-            self._engine.space.recount()
+            self._engine.shelf.space.recount()
 
     def pin(self, name: str, keys: Sequence[BlobKey]) -> None:
         """Keeps these blobs, there or not, from eviction and removal. Raises CacheFailed."""
         try:
-            self._engine.pins.add(name, map(str, keys))
+            self._engine.shelf.pins.add(name, map(str, keys))
         except OSError as error:
             raise CacheFailed(f"the pin cannot be written: {error.strerror}", where=name) from error
 
@@ -71,7 +71,7 @@ class Inventory:
 
     def unpin(self, names: Sequence[str]) -> None:
         """Raises NotFound for a name that nothing is pinned by; the others are unpinned then."""
-        missing = [name for name in names if not self._engine.pins.remove(name)]
+        missing = [name for name in names if not self._engine.shelf.pins.remove(name)]
         if missing:
             raise NotFound(
                 "nothing is pinned by this name", where=missing[0], fix="weightless cache ls shows the names"
@@ -82,7 +82,7 @@ class Inventory:
         for key in self._keys(digests):
             mount = self._engine.attach("verify", [key], uses=False)
             try:
-                self._engine.prepare(mount.blobs[0], make=False)
+                self._engine.shelf.prepare(mount.blobs[0], make=False)
                 damaged = self._damaged_blocks(mount.blobs[0], cancel)
                 shown = self._shown(key, damaged_blocks=damaged, pinned=mount.blobs[0].references > 1)
             finally:
@@ -103,12 +103,12 @@ class Inventory:
                 raise Cancelled("given up", where=str(blob.digest))
             if not writer.index[block]:
                 absent += 1
-            elif not self._engine.recheck(blob, block, buffer):
+            elif not self._engine.shelf.recheck(blob, block, buffer):
                 damaged += 1
             elif not absent and not damaged:
                 hasher.update(buffer[: min(BLOCK_BYTES, blob.size - block * BLOCK_BYTES)])
         if not absent and not damaged and hasher.hexdigest() != blob.digest.hex:
-            self._engine.reject(blob)
+            self._engine.shelf.reject(blob)
             return blob.blocks
         return damaged
 
@@ -126,7 +126,7 @@ class Inventory:
         self, key: BlobKey, *, damaged_blocks: int = 0, pinned: bool | None = None
     ) -> protocol.CachedBlob | None:
         stored = self._store.stored(key)
-        state = self._engine.states().get(key)
+        state = self._engine.shelf.states().get(key)
         if stored is None:
             if not damaged_blocks:
                 return None
@@ -142,5 +142,5 @@ class Inventory:
             pinned=state is not None if pinned is None else pinned,
             used_at=stored.used_at,
             damaged_blocks=damaged_blocks,
-            pinned_by=self._engine.pins.names(str(key)),
+            pinned_by=self._engine.shelf.pins.names(str(key)),
         )

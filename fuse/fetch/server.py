@@ -69,7 +69,7 @@ class Connection(threading.Thread):
         self._channel: wire.Channel[protocol.Request] = wire.Channel(sock, protocol.Request)
         self._engine = engine
         self._inventory = Inventory(engine)
-        self._chunk_indexes = ChunkIndexes(engine.store.objects)
+        self._chunk_indexes = ChunkIndexes(engine.shelf.store.objects)
         self._transport = transport
         self._proofs = proofs
         self._on_end = on_end
@@ -298,7 +298,7 @@ class Connection(threading.Thread):
             found = resolve(
                 reference,
                 repository,
-                self._engine.store.objects,
+                self._engine.shelf.store.objects,
                 reader,
                 message.view,
                 cancel=cancel,

@@ -78,7 +78,7 @@ class _Lane(threading.Thread):
         reserved: int | None = None
         cached_before = 0
         try:
-            engine.prepare(blob, make=True)
+            engine.shelf.prepare(blob, make=True)
             chunks = blob.chunks
             if chunks is not None and not self._begin_chunks(run, grant, chunks):
                 return
@@ -100,7 +100,7 @@ class _Lane(threading.Thread):
             engine.temporary(run, grant, Unavailable(f"internal error: {error}"), self._last_byte)
         finally:
             if reserved:
-                engine.space.settle(reserved, min(reserved, max(0, blob.bytes_cached - cached_before)))
+                engine.shelf.space.settle(reserved, min(reserved, max(0, blob.bytes_cached - cached_before)))
 
     def _reserve(self, run: Run[BlobState]) -> int | None:
         """Room for the run: its bytes; 0 when there is none but a reader waits (its blocks are lent); None: leave it."""
@@ -112,7 +112,7 @@ class _Lane(threading.Thread):
         granted = 0
         if blob.writer is not None:
             try:
-                granted = engine.space.reserve(wanted, least=least)
+                granted = engine.shelf.space.reserve(wanted, least=least)
             except OSError as error:  # a disk that cannot even be asked
                 failure = error
         if granted >= wanted:
@@ -199,7 +199,7 @@ class _Lane(threading.Thread):
         engine, blob = self._engine, run.blob
         if run.next % CHUNK_BLOCKS or (run.end % CHUNK_BLOCKS and run.end != blob.blocks):
             return False  # it was begun before the index was known: it is wished again, from a chunk's beginning
-        while not self._has_ended(run, grant, chunks) and engine.take_unproven(blob, run.next // CHUNK_BLOCKS):
+        while not self._has_ended(run, grant, chunks) and engine.shelf.take_unproven(blob, run.next // CHUNK_BLOCKS):
             if not self._prove_cached(run, chunks):
                 break
         ahead = [chunk * CHUNK_BLOCKS for chunk in blob.unproven.copy()]
@@ -291,7 +291,7 @@ class _Lane(threading.Thread):
     def _write_again(self, blob: BlobState, block: int, content: memoryview, error: OSError) -> bool:
         """The disk refused a block: once more, after evicting something. False: it cannot be cached."""
         _log.warning("block_not_written", digest=str(blob.digest), block=block, error=str(error))
-        if error.errno in FULL and self._engine.space.make_room(BLOCK_BYTES) and blob.writer is not None:
+        if error.errno in FULL and self._engine.shelf.space.make_room(BLOCK_BYTES) and blob.writer is not None:
             try:
                 blob.writer.write(block, content)
             except OSError as again:

@@ -52,7 +52,7 @@ class Verifier(threading.Thread):
         self._deferred_s = 0.0
         self._unsynced: dict[BlobState, float] = {}
         """Blobs that match, but may not be on the disk, and when to look again. The verifier's thread alone touches it."""
-        engine.on_hashable = self.look_at
+        engine.shelf.on_hashable = self.look_at
 
     def look_at(self, blob: BlobState) -> None:
         """There is something to hash in `blob`. Called with the engine's lock held."""
@@ -72,7 +72,7 @@ class Verifier(threading.Thread):
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         while (blob := self._next()) is not None:
-            if not self._engine.reference(blob):
+            if not self._engine.shelf.reference(blob):
                 self._hashes.pop(blob, None)
                 continue
             try:
@@ -83,7 +83,7 @@ class Verifier(threading.Thread):
             except Exception:  # noqa: BLE001  (the edge of a thread)
                 _log.exception("verification_broken", digest=str(blob.digest))
             finally:
-                self._engine.unreference(blob)
+                self._engine.shelf.unreference(blob)
 
     def _defer(self) -> None:
         """Lets transfers go first where they and hashing would share one or two cores."""
@@ -162,12 +162,12 @@ class Verifier(threading.Thread):
         if 0 in entries:
             return False
         if not _read(writer.fd, content, offset):
-            self._engine.forget(blob, first, losses)
+            self._engine.shelf.forget(blob, first, losses)
             return False
         for block in range(first, first + count):
             start = (block - first) * BLOCK_BYTES
             if entry_of(content[start : start + BLOCK_BYTES]) != entries[block - first]:
-                self._engine.forget(blob, block, losses)
+                self._engine.shelf.forget(blob, block, losses)
                 return False
         hasher.update(content)
         return True
@@ -175,7 +175,7 @@ class Verifier(threading.Thread):
     def _conclude(self, blob: BlobState, writer: BlobWriter, hasher: _Hash) -> None:
         del self._hashes[blob]
         if hasher.hexdigest() != blob.digest.hex:
-            self._engine.reject(blob)
+            self._engine.shelf.reject(blob)
             return
         try:
             writer.sync()
@@ -186,7 +186,7 @@ class Verifier(threading.Thread):
                 os.posix_fadvise(writer.fd, 0, 0, os.POSIX_FADV_DONTNEED)
             self._unsynced[blob] = time.monotonic() + _SYNC_AGAIN_S
             return
-        self._engine.accept(blob)
+        self._engine.shelf.accept(blob)
 
 
 def _read(fd: int, content: memoryview, offset: int) -> bool:

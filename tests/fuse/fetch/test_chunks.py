@@ -64,7 +64,7 @@ class Chunked(Rig):
         self.mounts.remove(mount)
         self.engine.detach(mount)
         if last:
-            wait_until(lambda: not self.engine.states(), "the lanes to let go of the blob")
+            wait_until(lambda: not self.engine.shelf.states(), "the lanes to let go of the blob")
 
 
 @pytest.fixture

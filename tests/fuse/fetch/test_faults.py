@@ -224,7 +224,7 @@ def test_a_blob_that_lost_its_grants_is_forgotten_with_its_mount(rig: Rig) -> No
     seen.wait(lambda: seen.stalls, "the stall")
     rig.engine.detach(port.mount)
 
-    wait_until(lambda: not rig.engine.states(), "the blob to be closed")
+    wait_until(lambda: not rig.engine.shelf.states(), "the blob to be closed")
     assert rig.engine.dispatch.queue.held_until(port.mount.blobs[0]) is None
 
 
@@ -412,7 +412,7 @@ def test_what_is_pinned_is_not_evicted(tmp_path: Path, registry: FaultyRegistry)
         try:
             port, seen = rig.mount(key.digest, len(old))
             assert rig.bytes_of(port, seen, 0, 10) == old
-            rig.engine.pins.add("by hand", [str(key)])
+            rig.engine.shelf.pins.add("by hand", [str(key)])
             rig.engine.detach(port.mount)
             port, seen = rig.mount()
             assert rig.bytes_of(port, seen, 0, BLOCKS) == CONTENT
@@ -435,7 +435,7 @@ def test_leaving_a_mount_counts_as_use_and_checking_does_not(rig: Rig) -> None:
     stored = rig.store.stored(key)
     assert stored is not None
     assert stored.used_at == 1.0
-    rig.engine.touch()
+    rig.engine.shelf.touch()
     assert index.stat().st_mtime > 1.0
     os.utime(index, (1.0, 1.0))
     rig.engine.detach(port.mount)
@@ -469,7 +469,7 @@ def test_the_engines_own_reader_goes_through_the_cache(rig: Rig, registry: Fault
         assert len(registry.requests("blob")) <= 2
         with pytest.raises(NotFound):
             reader.read(Digest.of(b"nobody has this"), 10, 0, 10)
-    wait_until(lambda: not rig.engine.states(), "everything to be let go")
+    wait_until(lambda: not rig.engine.shelf.states(), "everything to be let go")
 
 
 def test_closing_ports_and_mounts_leaves_nothing(rig: Rig, registry: FaultyRegistry) -> None:
@@ -482,7 +482,7 @@ def test_closing_ports_and_mounts_leaves_nothing(rig: Rig, registry: FaultyRegis
     for mount in rig.mounts:
         rig.engine.detach(mount)
     registry.release()
-    wait_until(lambda: not rig.engine.states(), "the blobs to be let go")
+    wait_until(lambda: not rig.engine.shelf.states(), "the blobs to be let go")
     wait_until(lambda: rig.engine.statistics() == (0, 0), "the queue to be empty")
 
 
