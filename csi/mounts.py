@@ -67,6 +67,8 @@ class Manager(Protocol):
 
     def unmount(self, mount_id: str, *, lazy: bool = False) -> object: ...
 
+    def abandon(self, mountpoint: Path) -> None: ...
+
     def find(self, mountpoint: Path) -> str | None: ...
 
     def statuses(self) -> list[MountStatus]: ...
@@ -215,6 +217,7 @@ class SharedMounts:
                 # Who looks into our own directory (an indexer, a shell) must not keep a pod from ending.
                 _log.warning("unmount_lazy", mountpoint=str(path), error=error)
                 self._manager.unmount(identity, lazy=True)
+        self._manager.abandon(path)
         _unmount_layers(path, path)
         self._manager.unmount(identity)  # what only the keeper had of it
         _remove_directory(path)

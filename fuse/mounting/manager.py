@@ -265,6 +265,15 @@ class MountManager:
                 if mount.live and (mount.worker is None or not mount.worker.alive):
                     self._supervisor.repair_soon(mount)
 
+    def abandon(self, mountpoint: Path) -> None:
+        """Ends the file system of ours at `mountpoint` if this holder does not serve it: who waits for it gets an error.
+
+        A process that hangs, of a predecessor whose keeper died as well, may hold it open; its readers would wait for ever.
+        """
+        there = MountTable.read().at(mountpoint)
+        if there is not None and there.ours and self.find(mountpoint) is None:
+            self._supervisor.connections.abort(there.minor)
+
     def status(self, mount_id: str) -> MountStatus:
         """Answers within about a second whatever the mount's processes do. Raises NotFound."""
         mount = self._mounts.get(mount_id)

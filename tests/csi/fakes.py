@@ -131,6 +131,9 @@ class FakeManager:
             del self.mounts[mount_id]
             self.grants.pop(mount_id, None)
 
+    def abandon(self, mountpoint: Path) -> None:
+        """Nothing is served by anybody else here."""
+
     def find(self, mountpoint: Path) -> str | None:
         with self._lock:
             return next((name for name, (_, path) in self.mounts.items() if path == mountpoint), None)

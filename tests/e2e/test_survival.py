@@ -151,6 +151,34 @@ def test_without_plugin_and_keeper_a_restart_mounts_again(
         assert [] == node.leftovers()
 
 
+def test_readers_of_a_worker_that_hangs_are_let_go_when_nobody_can_replace_it(
+    sandbox: Sandbox, named: str, reference: str, small_model: Path
+) -> None:
+    """Plugin, keeper and fetcher are dead, the stopped worker holds the device: later pods are served, old readers fail."""
+    cli = CommandLine(sandbox)
+    node = Node(sandbox, "--certs-dir", named)
+    with node:
+        target = node.target("pod-1")
+        node.publish("csi-1", target, {"reference": reference, "prefetch": "none"})
+        worker = cli.status()[0]["worker_pid"]
+        os.kill(worker, signal.SIGSTOP)
+        command = ["sh", "-c", 'cd "$0" && exec sha256sum weights/*', str(target)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as waiting:
+            try:
+                node.kill()
+                for pid in set(sandbox.processes()) - {worker, waiting.pid}:
+                    os.kill(pid, signal.SIGKILL)
+                node.start()
+                assert b"" == waiting.communicate(timeout=60)[0]
+                assert 0 != waiting.returncode
+                until(lambda: serves(target), "the target is served again")
+                assert digest_tree(small_model) == digest_tree(target)
+            finally:
+                os.kill(worker, signal.SIGKILL)
+        node.unpublish("csi-1", target)
+        assert [] == node.leftovers()
+
+
 def test_a_volume_published_twice_shares_one_worker_and_ends_with_its_last_user(
     sandbox: Sandbox, named: str, reference: str, small_model: Path
 ) -> None:
