@@ -107,3 +107,8 @@ def zombies() -> list[int]:
             if state == "Z" and int(parent) == os.getpid():
                 found.append(int(entry.name))
     return found
+
+
+def no_zombie_is_left() -> None:
+    """Whoever waits for the end of a process sees it a moment before the thread has reaped it that is there for that."""
+    until(lambda: zombies() == [], "every child to be reaped")

@@ -19,7 +19,7 @@ from fuse.mounting.manager import MountManager, MountStatus
 from fuse.mounting.reasons import Reason
 from tests.support import holderprocess
 from tests.support.adminfetcher import SIZE, content_of
-from tests.support.holders import Place, place, zombies
+from tests.support.holders import Place, no_zombie_is_left, place
 from tests.support.leaks import alive
 from tests.support.waiting import until
 
@@ -84,7 +84,7 @@ def test_a_killed_worker_is_replaced_under_an_open_file(here: Place) -> None:
     _kill(before)
     assert reader.finish() == _sum()
     assert _healthy(manager, mount_id).worker_pid != before
-    assert zombies() == []
+    no_zombie_is_left()
 
 
 def test_a_worker_that_keeps_dying_is_replaced_again_and_again(here: Place) -> None:
@@ -155,7 +155,7 @@ def test_a_killed_fetcher_is_replaced_and_told_everything_again(here: Place) -> 
     granted = [(mount, grant) for _, mount, grant in here.requests("Grant")]
     assert sorted(granted[3:]) == sorted([(mount_id, "a"), (mount_id, "b"), (other, "c")])
     assert len(here.requests("Attach")) == 4
-    assert zombies() == []
+    no_zombie_is_left()
 
 
 def test_a_session_that_ends_alone_is_replaced(here: Place) -> None:

@@ -21,7 +21,7 @@ from fuse.mounting import fetcher_start
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_connection import Connection
 from fuse.mounting.fetcher_start import FetcherSettings
-from tests.support.holders import ACCESS, Place, place, zombies
+from tests.support.holders import ACCESS, Place, no_zombie_is_left, place
 from tests.support.leaks import alive
 from tests.support.waiting import until
 
@@ -80,7 +80,7 @@ def test_the_first_request_starts_it_and_the_last_close_ends_it(settings: Fetche
     assert os.getsid(pid) == pid
     client.close()
     assert not alive(pid)
-    assert zombies() == []
+    no_zombie_is_left()
     assert list(settings.run_dir.iterdir()) == []
 
 
@@ -282,5 +282,5 @@ def test_one_that_cannot_start_says_why(
         assert isinstance(client.trouble, kind)
     client.close()
     assert list(settings.run_dir.iterdir()) == []
-    assert zombies() == []
+    no_zombie_is_left()
     assert set(os.listdir("/proc/self/fd")) == before

@@ -27,7 +27,7 @@ from fuse.mounting.manager import CHECKPOINTS, ResolvedArtifact
 from fuse.mounting.mountinfo import MountTable
 from fuse.registry.access import Access
 from tests.support.adminfetcher import SIZE, content_of
-from tests.support.holders import ACCESS, Place, place, zombies
+from tests.support.holders import ACCESS, Place, no_zombie_is_left, place
 from tests.support.leaks import alive
 from tests.support.waiting import until
 
@@ -67,7 +67,7 @@ def test_a_mount_reads_right_and_is_fully_described(here: Place) -> None:
     manager.close(keep=False)
     assert not any(pid is not None and alive(pid) for pid in pids)
     assert MountTable.read().below(here.box.root) == ()
-    assert zombies() == []
+    no_zombie_is_left()
 
 
 def test_workers_are_unprivileged_and_hold_nothing_of_ours(here: Place) -> None:

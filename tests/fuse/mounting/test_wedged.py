@@ -19,7 +19,7 @@ from fuse.mounting.device import can_resend
 from fuse.mounting.fusectl import Connections
 from fuse.mounting.manager import MountManager, MountStatus
 from tests.support.adminfetcher import SIZE, content_of
-from tests.support.holders import Place, place, zombies
+from tests.support.holders import Place, no_zombie_is_left, place
 from tests.support.leaks import alive
 from tests.support.waiting import until
 
@@ -80,7 +80,7 @@ def test_a_stopped_worker_is_replaced_under_a_reader(
     assert before.fetcher_pid == after.fetcher_pid
     assert after.worker_restarts.count == 1
     assert "answered nothing for 1 s" in after.worker_restarts.reason
-    assert zombies() == []
+    no_zombie_is_left()
 
 
 def test_a_stopped_worker_that_nobody_needs_is_left_alone(here: Place) -> None:

@@ -18,7 +18,7 @@ from fuse.filesystem.table import View
 from fuse.mounting.access import AccessReader
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.manager import HolderSettings, MountManager
-from tests.support.holders import descriptors, zombies
+from tests.support.holders import descriptors, no_zombie_is_left
 from tests.support.leaks import Sandbox, alive, sandbox
 from tests.support.waiting import until
 from weightless.demo.pack import pack_model
@@ -108,7 +108,7 @@ def test_reads_survive_any_death(
             os.kill(getattr(status, f"{victim}_pid"), signal.SIGKILL)
         assert reader.communicate(timeout=40)[0].strip() == hashlib.sha256(WEIGHTS).hexdigest()
     until(lambda: manager.statuses()[0].condition.state == "healthy", "it is healthy again")
-    until(lambda: zombies() == [], "no zombie is left")
+    no_zombie_is_left()
 
 
 def test_what_the_registry_says_reaches_the_caller(
