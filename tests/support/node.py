@@ -65,7 +65,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**self.sandbox.environment, **self.environment},
+                env={**self.sandbox.environment, "PYTHONFAULTHANDLER": "1", **self.environment},
                 cwd=self.sandbox.root,
             )
         # Without a proxy, and without the back-off that a channel has after a failed connect.
@@ -96,7 +96,7 @@ class Node:
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
-            process.kill()
+            process.send_signal(signal.SIGABRT)  # it writes where its threads are, and ends
             process.wait()
             raise AssertionError(f"the node plugin did not end:\n{self.last_words()}") from None
 
@@ -109,7 +109,7 @@ class Node:
             return False
 
     def last_words(self) -> str:
-        return self.log.read_text(errors="replace")[-8000:]
+        return self.log.read_text(errors="replace")[-16000:]
 
     # ---- kubelet's calls ----
 
