@@ -143,7 +143,14 @@ class Reader:
     def _pread(self, fd: int, file: File, offset: int, length: int) -> None:
         with self.operation(f"pread {file.path} at {offset}", warm=file.warm):
             content = os.pread(fd, length, offset)
+            if 0 < len(content) < length:
+                self._short(fd, file, offset, content)
             self.check(file, offset, content, length)
+
+    def _short(self, fd: int, file: File, offset: int, content: bytes) -> None:
+        """A read that meets an error gives what came before it (read(2)). The next one has the error; else it had no reason."""
+        self.check(file, offset, content, len(content))
+        os.pread(fd, 1, offset + len(content))
 
     def mmap(self) -> None:
         """Pages anywhere, through mappings that stay all the time."""
