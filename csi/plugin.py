@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -66,7 +64,7 @@ class PluginSettings:
 
 
 class NodePlugin:
-    """One node plugin. `run` is `start`, a wait for SIGTERM or SIGINT, and `stop`."""
+    """One node plugin: `start` it, and `stop` it when the process is told to end."""
 
     def __init__(self, settings: PluginSettings, manager: Manager) -> None:
         self._path = socket_path(settings.endpoint)
@@ -99,20 +97,6 @@ class NodePlugin:
         self._server = Server(self._path, self._register, Guard(self._metrics.observe_call))
         self._locks = ExitStack()
         self._ready = False
-        self._ending = threading.Event()
-
-    def run(self) -> None:
-        """Serves until SIGTERM or SIGINT. Call on the main thread. Raises a WeightlessError when it cannot start."""
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            self.start()
-            try:
-                self._ending.wait()
-            finally:
-                self.stop()
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def start(self) -> None:
         """Locks, brings back what was published, and serves."""
@@ -197,7 +181,3 @@ class NodePlugin:
             raise Conflict(
                 "another node plugin uses this directory", where=str(directory), fix="stop it first"
             ) from error
-
-    def _on_signal(self, number: int, _frame: object) -> None:
-        del number
-        self._ending.set()

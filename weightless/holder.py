@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import socket
 import sys
 import threading
@@ -20,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Final, Protocol, Self
 
 import msgspec
@@ -34,6 +32,7 @@ from fuse.mounting.keeper_client import KeeperClient
 from fuse.mounting.manager import MountManager
 from weightless import wiring
 from weightless.options import Settings
+from weightless.signals import signals_call
 
 _log = structlog.get_logger(__name__)
 _GRANT: Final = "mount"
@@ -43,7 +42,6 @@ AGAIN: Final = "--again"
 _SUCCESSOR_LIMIT_S: Final = 6.0
 """The keeper starts it at once, unless it died five times in a row: then after at most 5 s."""
 _SUCCESSOR_STEP_S: Final = 0.05
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
@@ -147,7 +145,7 @@ class Holder:
         return Mounted(reference=status.reference, bytes_total=status.bytes_total, again=True)
 
     def end(self) -> None:
-        """Makes `wait` return; from any thread, or a signal handler."""
+        """Makes `wait` return; from any thread."""
         self._ended.set()
 
     def wait(self) -> None:
@@ -296,21 +294,6 @@ def log_file(path: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def signals_call(call: Callable[[], None]) -> Iterator[None]:
-    """The signals that end a process call `call`, which must not block; main thread only."""
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        call()
-
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

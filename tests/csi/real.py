@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from fuse.mounting.manager import HolderSettings, MountManager
 from tests.csi.harness import Place
 from weightless.demo.pack import pack_model
 from weightless.demo.registry import ModelRegistry
+from weightless.signals import signals_call
 
 CONFIG = b'{"model_type": "tiny"}'
 WEIGHTS = bytes(range(256)) * 20_000
@@ -104,7 +106,12 @@ def main(directory: str, die_after: str) -> None:
         if name == die_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    NodePlugin(place.settings(checkpoint=checkpoint, access=access(place)), real_manager(place)).run()
+    ended = threading.Event()
+    plugin = NodePlugin(place.settings(checkpoint=checkpoint, access=access(place)), real_manager(place))
+    with signals_call(ended.set):
+        plugin.start()
+        ended.wait()
+        plugin.stop()
 
 
 if __name__ == "__main__":

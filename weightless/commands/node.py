@@ -14,8 +14,9 @@ from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.manager import HolderSettings, MountManager
 from fuse.spec import WithoutResend
 from weightless import wiring
-from weightless.holder import NODE, signals_call
+from weightless.holder import NODE
 from weightless.options import Settings
+from weightless.signals import signals_call
 
 _KUBELET: Final = Path("/var/lib/kubelet")
 _STATE: Final = Path("/var/lib/weightless")
