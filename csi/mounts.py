@@ -252,10 +252,14 @@ def bound(target: Target) -> Entry | None:
 
 
 def bind(source: Path, target: Target) -> None:
-    """Shows the mount at the target, read-only; the directory is made. Raises MountFailed."""
+    """Shows the mount at the target, read-only, in place of what of ours is there; the directory is made. Raises MountFailed."""
     target.make()
     try:
         with target.place() as place:
+            there = bound(target)
+            if there is not None and there.ours and device.exchange(source, place):
+                return
+            _unmount_layers(target.path, place)
             device.bind(source, place)
     except (OSError, MountFailed) as error:
         cause = error.what if isinstance(error, MountFailed) else error.strerror

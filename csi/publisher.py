@@ -150,7 +150,6 @@ class Publisher:
                 checkpoint=lambda step: self._step(operation, f"publish-{step}"),
             )
             self._step(operation, "publish-held")
-            mounts.unbind(target)
             mounts.bind(self.shared.path(wanted.identity), target)
             self._step(operation, "publish-bound")
             self.records.put(msgspec.structs.replace(wanted, stage="published"))
@@ -216,7 +215,6 @@ class Publisher:
             )
         operation.check()
         if not self.is_served(record):
-            mounts.unbind(target)
             mounts.bind(self.shared.path(record.identity), target)
 
     # ---- what is there ----

@@ -25,6 +25,10 @@ SOURCE: Final = "weightless"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_NOATIME, _MS_BIND = 1, 2, 4, 8, 32, 1024, 4096
 _GUARDED: Final = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT = 428, 429
+"""The same on every architecture, as all system calls since Linux 5.1 are."""
+_AT_FDCWD, _OPEN_TREE_CLONE = -100, 1
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_BENEATH = 4, 0x200
 _FLAGS2: Final = 40 + 16
 _INIT_EXT, _HAS_RESEND = 1 << 30, 1 << 7
 """FUSE_INIT_EXT, and FUSE_HAS_RESEND (1 << 39) as it stands in `flags2` of fuse_init_in (include/uapi/linux/fuse.h)."""
@@ -139,6 +143,25 @@ def bind(source: Path, target: Path) -> None:
     except MountFailed:
         unmount(target, lazy=True)
         raise
+
+
+def exchange(source: Path, target: Path) -> bool:
+    """Shows `source` at `target` in place of the mount that is there, as `bind` does: nobody sees the directory below them.
+
+    False when nothing was done, since the kernel cannot: before Linux 6.5 (MOVE_MOUNT_BENEATH of move_mount(2)), or where
+    propagation forbids it.
+    """
+    tree = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(source), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if tree < 0:
+        return False
+    try:
+        beneath = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_BENEATH
+        if _libc.syscall(_SYS_MOVE_MOUNT, tree, b"", _AT_FDCWD, os.fsencode(target), beneath) != 0:
+            return False
+    finally:
+        os.close(tree)
+    unmount(target, lazy=True)
+    return True
 
 
 def read_init(device: int, limit_s: float = _INIT_LIMIT_S) -> bytes:

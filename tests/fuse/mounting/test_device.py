@@ -8,7 +8,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import pytest
 from fuse.errors import Conflict, InvalidRequest, Missing, MountFailed
 from fuse.mounting import device
 from fuse.mounting.mountinfo import MountTable
+from tests.conftest import need
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(30)]
@@ -96,6 +99,52 @@ def test_binds_and_unmounts_need_nobody_to_serve(mounted: tuple[Path, int]) -> N
     device.unmount(target)
     device.unmount(path)
     assert MountTable.read().below(path.parent) == ()
+
+
+def test_an_exchange_shows_the_directory_below_to_nobody(mounted: tuple[Path, int]) -> None:
+    """Again and again, while somebody asks all the time whose directory it is."""
+    path, fd = mounted
+    target = path.parent / "target"
+    (target / "below").mkdir(parents=True)
+    device.bind(path, target)
+    program = "import os, sys\nprint(flush=True)\nwhile not os.path.lexists(sys.argv[1] + '/below'): pass"
+    with subprocess.Popen([sys.executable, "-c", program, str(target)], stdout=subprocess.PIPE) as looker:
+        assert looker.stdout is not None
+        looker.stdout.readline()
+        answered = threading.Thread(target=_answer_enoent, args=(fd,), daemon=True)
+        answered.start()
+        exchanged = [device.exchange(path, target) for _ in range(1000)]
+        seen = looker.poll()
+        looker.kill()
+    need(all(exchanged), "the kernel has no MOVE_MOUNT_BENEATH (Linux 6.5)")
+    assert seen is None
+    entries = MountTable.read().below(target)
+    assert len(entries) == 1
+    assert {"ro", "nosuid", "nodev", "noexec", "noatime"} <= set(entries[0].options)
+    device.unmount(path, lazy=True)
+    device.unmount(target, lazy=True)
+    answered.join()
+
+
+def _answer_enoent(fd: int) -> None:
+    """Serves a file system in which there is nothing, until it is unmounted."""
+    with suppress(OSError):
+        while True:
+            request = os.read(fd, 1 << 21)
+            _, opcode, unique = struct.unpack_from("<IIQ", request)
+            if opcode == 26:  # FUSE_INIT: 7.31, the rest as the kernel likes it
+                os.write(fd, struct.pack("<IiQIIIIHHII", 80, 0, unique, 7, 31, 131072, 0, 12, 9, 131072, 1) + bytes(36))
+            else:
+                os.write(fd, struct.pack("<IiQ", 16, -errno.ENOENT, unique))
+
+
+def test_an_exchange_that_cannot_be_leaves_what_is_there(mounted: tuple[Path, int]) -> None:
+    """Nothing is mounted at the target, or there is no source."""
+    path, _ = mounted
+    (path.parent / "target").mkdir()
+    assert not device.exchange(path, path.parent / "target")
+    assert not device.exchange(path.parent / "missing", path)
+    assert [entry.mountpoint for entry in MountTable.read().below(path.parent)] == [path]
 
 
 def test_a_bind_that_fails_leaves_nothing(place: Path) -> None:
