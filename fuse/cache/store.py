@@ -248,6 +248,15 @@ class CacheStore:
         """Where data and index of a blob lie."""
         return paths(self._root, key)
 
+    def place(self, key: BlobKey) -> str:
+        """Where a blob's data lies, relative to `blobs` in the cache directory."""
+        return str(self.paths(key)[0].relative_to(self._blobs))
+
+    def touch(self, key: BlobKey) -> None:
+        """Notes that a blob was in use until now, if it is there."""
+        with suppress(OSError):
+            os.utime(self.paths(key)[1])
+
     def open(self, key: BlobKey) -> BlobWriter:
         """The writer of a blob, found or made; what is found damaged is made anew. Raises OSError (ENOSPC …)."""
         data_path, index_path = self.paths(key)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES
+from fuse.cache.pins import mount_pin
 from fuse.cache.store import BlobKey, StoredBlob
 from fuse.errors import CacheFailed, Cancelled, Conflict, NotFound
 from fuse.fetch import protocol
@@ -34,7 +35,7 @@ class Inventory:
         keys = self._keys(digests)
         if digests:
             for key in keys:
-                if key in self._engine.shelf.states():
+                if key in self._engine.shelf.states() or self._engine.shelf.pins.is_mounted(str(key)):
                     raise Conflict("the blob is in use by a mount", where=str(key.digest), fix="unmount it first")
                 if names := self._engine.shelf.pins.names(str(key)):
                     raise Conflict(
@@ -64,6 +65,21 @@ class Inventory:
         except OSError as error:
             raise CacheFailed(f"the pin cannot be written: {error.strerror}", where=name) from error
 
+    def pin_whole(self, mount_id: str, keys: Sequence[BlobKey]) -> tuple[str, tuple[str, ...]]:
+        """Keeps the blobs of a native mount, if each is complete and verified. The name of the pin, and where they lie
+        (`protocol.Whole`). Raises NotFound, CacheFailed."""
+        name = mount_pin(mount_id)
+        with self._engine.shelf.space.lock:  # under which they are removed and evicted
+            if not self.whole(keys):
+                raise NotFound("not all of it is in the cache, complete and verified", where=mount_id)
+            self.pin(name, keys)
+        return name, tuple(self._store.place(key) for key in keys)
+
+    def whole(self, keys: Sequence[BlobKey]) -> bool:
+        """Whether the cache has each, complete and verified."""
+        found = (self._store.stored(key) for key in set(keys))
+        return all(stored is not None and stored.complete and stored.verified for stored in found)
+
     def pin_digests(self, digests: Sequence[str]) -> None:
         """Each by its digest, whatever registry it is from. Raises NotFound, CacheFailed."""
         for digest in digests:
@@ -71,6 +87,9 @@ class Inventory:
 
     def unpin(self, names: Sequence[str]) -> None:
         """Raises NotFound for a name that nothing is pinned by; the others are unpinned then."""
+        for name in names:
+            for blob in self._engine.shelf.pins.pinned_as(name):
+                self._store.touch(BlobKey.parse(blob))  # nobody said so while a native mount had it
         missing = [name for name in names if not self._engine.shelf.pins.remove(name)]
         if missing:
             raise NotFound(
@@ -139,7 +158,7 @@ class Inventory:
             bytes_cached=stored.bytes_cached,
             complete=stored.complete,
             verified=stored.verified,
-            pinned=state is not None if pinned is None else pinned,
+            pinned=self._engine.shelf.pins.is_mounted(str(key)) or (state is not None if pinned is None else pinned),
             used_at=stored.used_at,
             damaged_blocks=damaged_blocks,
             pinned_by=self._engine.shelf.pins.names(str(key)),

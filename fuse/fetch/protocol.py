@@ -120,6 +120,8 @@ class CachePin(_Message, frozen=True, kw_only=True, tag="cache_pin"):
     name: str = ""
     registry: str = ""
     digests: tuple[str, ...] = ()
+    whole: bool = False
+    """For the native mount called `name`: only if each blob is complete and verified, else NotFound. Answered by `Whole`."""
 
 
 class CacheUnpin(_Message, frozen=True, kw_only=True, tag="cache_unpin"):
@@ -190,6 +192,18 @@ class Resolved(_Message, frozen=True, kw_only=True, tag="resolved"):
     files: int
     proven_at: float | None = None
     """The registry could not be asked: by the offline policy, the proof of that time (Unix) stood in for it."""
+    native: bool = False
+    """Everything is in the cache, complete and verified, and the kernel can show it alone (`fuse.filesystem.native`)."""
+
+
+class Whole(_Message, frozen=True, kw_only=True, tag="whole"):
+    """The blobs of a table are complete, verified, and pinned while the machine runs."""
+
+    id: int
+    pin: str
+    """For `CacheUnpin`."""
+    names: tuple[str, ...]
+    """Where the content of each lies, relative to `blobs` in the cache directory."""
 
 
 class FetcherTotals(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,7 +254,7 @@ class CacheBlobs(_Message, frozen=True, kw_only=True, tag="cache_blobs"):
     last: bool
 
 
-Answer = Welcome | Done | Refused | Resolved | MountProgress | CacheBlobs
+Answer = Welcome | Done | Refused | Resolved | Whole | MountProgress | CacheBlobs
 
 # ---- sessions: from the worker ----
 

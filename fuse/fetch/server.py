@@ -31,6 +31,7 @@ from fuse.fetch.proofs import Proofs
 from fuse.fetch.reader import EngineReader
 from fuse.fetch.resolve import resolve
 from fuse.fetch.session import Session
+from fuse.filesystem import native
 from fuse.filesystem import table as inode_table
 from fuse.registry.access import Access
 from fuse.registry.origin import Origin
@@ -137,7 +138,7 @@ class Connection(threading.Thread):
                 self._detach(self._mount(message.mount))
                 del self._mounts[message.mount]
             case protocol.CachePin():
-                self._pin(message, fds)
+                return self._pin(message, fds)
             case protocol.CacheUnpin():
                 self._inventory.unpin(message.names)
             case protocol.Progress():
@@ -194,8 +195,7 @@ class Connection(threading.Thread):
         except (OSError, ValueError) as error:
             raise InvalidArtifact(f"the inode table cannot be read: {error}", where=message.mount) from error
         table = inode_table.decode(content)
-        scope = scope_of(message.registry)
-        keys = [BlobKey(Digest.parse(blob.digest), blob.size, scope) for blob in table.blobs]
+        keys = _keys(table, message.registry)
         attached = self._mounts.get(message.mount)
         if attached is not None and [blob.key for blob in attached.mount.blobs] != keys:
             raise Conflict(
@@ -213,19 +213,22 @@ class Connection(threading.Thread):
         attached.session = Session(self._engine, attached.mount, sock)
         attached.session.start()
 
-    def _pin(self, message: protocol.CachePin, fds: list[int]) -> None:
+    def _pin(self, message: protocol.CachePin, fds: list[int]) -> protocol.Answer:
         if message.digests:
             self._inventory.pin_digests(message.digests)
-            return
+            return protocol.Done(id=message.id)
         if len(fds) != 1:
             raise InvalidRequest(f"a pin comes with 1 descriptor, not {len(fds)}", where=message.name)
         try:
             content = wire.read_whole(fds[0], inode_table.MAX_TABLE_BYTES)
         except (OSError, ValueError) as error:
             raise InvalidArtifact(f"the inode table cannot be read: {error}", where=message.name) from error
-        scope = scope_of(message.registry)
-        blobs = inode_table.decode(content).blobs
-        self._inventory.pin(message.name, [BlobKey(Digest.parse(blob.digest), blob.size, scope) for blob in blobs])
+        keys = _keys(inode_table.decode(content), message.registry)
+        if message.whole:
+            pin, names = self._inventory.pin_whole(message.name, keys)
+            return protocol.Whole(id=message.id, pin=pin, names=names)
+        self._inventory.pin(message.name, keys)
+        return protocol.Done(id=message.id)
 
     def _detach(self, attached: _Attached) -> None:
         if attached.session is not None:
@@ -321,6 +324,7 @@ class Connection(threading.Thread):
                 bytes_total=found.table.total_bytes,
                 files=sum(node.kind == "f" for node in found.table.nodes),
                 proven_at=found.proven_at,
+                native=native.fits(found.table) and self._inventory.whole(_keys(found.table, reference.host)),
             )
             self._send(answer, (fd,))
         finally:
@@ -340,3 +344,9 @@ class Connection(threading.Thread):
             self._channel.send(answer, fds)
         except OSError:
             self._channel.hang_up()  # gone; the receiving thread sees it and cleans up
+
+
+def _keys(table: inode_table.Table, registry: str) -> list[BlobKey]:
+    """The blobs of a table, as they are called in the cache when they are that registry's."""
+    scope = scope_of(registry)
+    return [BlobKey(Digest.parse(blob.digest), blob.size, scope) for blob in table.blobs]

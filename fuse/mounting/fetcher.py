@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 import structlog
 
 from fuse import wire
-from fuse.errors import Unavailable, WeightlessError
+from fuse.errors import NotFound, Unavailable, WeightlessError
 from fuse.fetch import protocol
 from fuse.filesystem.table import View
 from fuse.mounting import process
@@ -123,6 +123,26 @@ class FetcherClient:
             )
         finally:
             os.close(table)
+
+    def cache_pin_whole(self, mount_id: str, registry: str, content: bytes) -> protocol.Whole:
+        """Keeps the blobs of a native mount until `cache_unpin`, at most while the machine runs.
+
+        Raises NotFound when not all of them are complete and verified, or when the fetcher's version knows no such mounts.
+        """
+        table = wire.sealed_memfd("table", content)
+        try:
+            answers = self._twice(
+                lambda connection: connection.ask(
+                    lambda number: protocol.CachePin(id=number, name=mount_id, registry=registry, whole=True), (table,)
+                )
+            )
+        finally:
+            os.close(table)
+        for answer in answers:
+            if isinstance(answer, protocol.Whole):
+                return answer
+        self.cache_unpin((mount_id,))
+        raise NotFound("the fetcher is of an older version", where=mount_id)
 
     def cache_pin_digests(self, digests: tuple[str, ...]) -> None:
         """As `cache_pin`, for blobs that are in the cache; each is pinned by the name of its digest."""

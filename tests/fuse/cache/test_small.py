@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fuse.cache.objects import ObjectStore
-from fuse.cache.pins import Pins
+from fuse.cache.pins import Pins, mount_pin
 from fuse.cache.quota import Candidate, Disk, Limits, shortage, victims
 
 
@@ -92,6 +92,20 @@ def test_pins_are_kept_whatever_is_forgotten(tmp_path: Path) -> None:
     assert again.remove("a")
     assert not again.remove("a")
     assert Pins(store).blobs == {"y"}
+
+
+def test_pins_of_mounts_last_as_long_as_the_machine_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mount outlives the kernel: what pinned its blobs would keep them for ever."""
+    store = ObjectStore(tmp_path)
+    pins = Pins(store)
+    pins.add(mount_pin("m1"), ["x"])
+    pins.add("by hand", ["y"])
+    assert [(True, ()), (False, ("by hand",))] == [(pins.is_mounted(blob), pins.names(blob)) for blob in ("x", "y")]
+    assert {"x", "y"} == Pins(store).blobs
+    monkeypatch.setattr("fuse.cache.pins._boot_id", lambda: "another run")
+    assert {"y"} == Pins(store).blobs
+    monkeypatch.undo()
+    assert {"y"} == Pins(store).blobs
 
 
 candidates = st.lists(
