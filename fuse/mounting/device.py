@@ -18,10 +18,11 @@ from typing import Final
 import structlog
 
 from fuse.errors import Conflict, InvalidRequest, Missing, MountFailed
-from fuse.mounting.mountinfo import FILE_SYSTEM_TYPE, MountTable, resolve
+from fuse.mounting.mountinfo import FILE_SYSTEM_TYPE, SOURCE, MountTable, resolve
 
 _DEVICE: Final = "/dev/fuse"
-SOURCE: Final = "weightless"
+OVERLAY: Final = "overlay"
+TMPFS: Final = "tmpfs"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_NOATIME, _MS_BIND = 1, 2, 4, 8, 32, 1024, 4096
 _GUARDED: Final = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
@@ -100,6 +101,16 @@ def mount(device: int, mountpoint: Path) -> None:
     try:
         flags = _GUARDED | _MS_NOATIME
         _mount(SOURCE, f"/proc/self/fd/{directory}", FILE_SYSTEM_TYPE, flags, options, shown=mountpoint)
+    finally:
+        os.close(directory)
+
+
+def mount_file_system(kind: str, mountpoint: Path, options: str, *, writable: bool = False) -> None:
+    """Mounts a file system of the kernel's own, `OVERLAY` or `TMPFS`, guarded as `mount` is. Raises MountFailed."""
+    directory = _open_directory(mountpoint)
+    try:
+        flags = (_GUARDED & ~_MS_RDONLY if writable else _GUARDED) | _MS_NOATIME
+        _mount(SOURCE, f"/proc/self/fd/{directory}", kind, flags, options, shown=mountpoint)
     finally:
         os.close(directory)
 

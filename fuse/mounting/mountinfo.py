@@ -16,6 +16,8 @@ from typing import Final
 from fuse.errors import InvalidRequest
 
 FILE_SYSTEM_TYPE: Final = "fuse.weightless"
+SOURCE: Final = "weightless"
+_NATIVE_TYPE: Final = "overlay"
 _TABLE: Final = Path("/proc/self/mountinfo")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _MAX_SYMLINKS: Final = 40
@@ -37,7 +39,13 @@ class Entry:
 
     @property
     def ours(self) -> bool:
-        return self.file_system == FILE_SYSTEM_TYPE
+        """Whether it shows a model, by FUSE or natively."""
+        return self.file_system == FILE_SYSTEM_TYPE or self.native
+
+    @property
+    def native(self) -> bool:
+        """Whether it is an overlay over the cache (`fuse.mounting.overlay`), which no process serves."""
+        return self.file_system == _NATIVE_TYPE and self.source == SOURCE
 
     @property
     def minor(self) -> int:
