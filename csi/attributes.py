@@ -16,12 +16,12 @@ import msgspec
 from fuse.artifact.reference import Reference
 from fuse.errors import InvalidReference, InvalidRequest
 from fuse.filesystem.table import View
-from fuse.spec import Prefetch, Verify
+from fuse.spec import Native, Prefetch, Verify
 
 PREFIX: Final = "csi.weightless.dev/"
 MODELPACK_PREFIX: Final = "model.csi.modelpack.org/"
 
-KNOWN: Final = ("reference", "prefetch", "verify", "exclude-file-patterns", "exclude-model-weights")
+KNOWN: Final = ("reference", "prefetch", "verify", "native", "exclude-file-patterns", "exclude-model-weights")
 _MIGRATION: Final = ("check-disk-quota", "type")
 """Of the ModelPack driver: how much is fetched is our cache's business, and there is one type of volume only."""
 _KUBERNETES: Final = ("k8s.io", "kubernetes.io")
@@ -45,6 +45,7 @@ class Attributes:
     view: View
     prefetch: Prefetch
     verify: Verify = "lazy"
+    native: Native = "auto"
 
 
 def parse(context: Mapping[str, str]) -> Attributes:
@@ -70,6 +71,7 @@ def parse(context: Mapping[str, str]) -> Attributes:
         view=view,
         prefetch=_prefetch(values.get("prefetch")),
         verify=_verify(values.get("verify")),
+        native=_native(values.get("native")),
     )
 
 
@@ -160,6 +162,14 @@ def _verify(text: str | None) -> Verify:
         if text in (choice, None, ""):
             return choice
     raise InvalidRequest(f"{text!r:.80} is not a way to verify", where="attribute verify", fix="use lazy or strict")
+
+
+def _native(text: str | None) -> Native:
+    choices: tuple[Literal["auto"], Literal["off"]] = ("auto", "off")
+    for choice in choices:
+        if text in (choice, None, ""):
+            return choice
+    raise InvalidRequest(f"{text!r:.80} does not say when", where="attribute native", fix="use auto or off")
 
 
 def _patterns(text: str | None) -> tuple[str, ...]:

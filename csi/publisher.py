@@ -15,6 +15,7 @@ import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +29,7 @@ from csi.requests import PublishRequest, VolumeKey
 from csi.targets import Target, TargetRules
 from csi.volumes import VolumeRecord, VolumeRecords, grant_of
 from fuse.errors import Conflict, WeightlessError
+from fuse.mounting.manager import ResolvedArtifact
 from fuse.mounting.status import Health
 from fuse.registry.access import Access
 
@@ -119,6 +121,8 @@ class Publisher:
         self._check_free(request.key)
         access = self._access.access(reference, request.secrets)
         artifact = self.shared.resolve(reference, access, request.attributes.view, operation.cancel)
+        if request.attributes.native == "off":
+            artifact = replace(artifact, native=False)
         self._step(operation, "publish-resolved")
         if record is not None:
             self.undo(record)
@@ -133,6 +137,7 @@ class Publisher:
             prefetch=request.attributes.prefetch,
             verify=request.attributes.verify,
             parameters=request.parameters,
+            native=artifact.native,
             identity=mounts.identity_of(artifact, request.attributes.verify),
             bytes_total=artifact.bytes_total,
             files=artifact.files,
@@ -201,7 +206,7 @@ class Publisher:
         if not self.shared.is_held(record.identity, record.grant):
             # The request's own credentials are not on disk; those of the node, or none, may do.
             access = self._access.access(record.pinned, {})
-            artifact = self.shared.resolve(record.pinned, access, record.view, operation.cancel)
+            artifact = self._resolve(operation, record, access)
             if mounts.identity_of(artifact, record.verify) != record.identity:
                 raise WeightlessError("the artifact's identity has changed", where=record.pinned)
             operation.check()
@@ -278,7 +283,7 @@ class Publisher:
             return
         try:
             access = self._access.access(record.pinned, request.secrets)
-            artifact = self.shared.resolve(record.pinned, access, record.view, operation.cancel)
+            artifact = self._resolve(operation, record, access)
             operation.check()
             self.shared.hold(
                 artifact,
@@ -293,6 +298,11 @@ class Publisher:
             operation.check()
             return
         self._proofs[record.name] = proof
+
+    def _resolve(self, operation: Operation, record: VolumeRecord, access: Access) -> ResolvedArtifact:
+        """Of a published volume. It stays the mount that it was, whatever is in the cache by now."""
+        artifact = self.shared.resolve(record.pinned, access, record.view, operation.cancel)
+        return replace(artifact, native=record.native)
 
     def _proof(self, given: Mapping[str, str]) -> bytes:
         content = repr(sorted(given.items())).encode()

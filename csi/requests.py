@@ -64,6 +64,8 @@ class PublishRequest:
         )
         if self.attributes.verify != "lazy":  # records of versions that knew nothing else must still be equal
             content += (self.attributes.verify,)
+        if self.attributes.native != "auto":
+            content += (f"native={self.attributes.native}",)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

@@ -24,6 +24,9 @@ WithoutResend = Literal["wait", "abort"]
 Verify = Literal["lazy", "strict"]
 """`strict`: no byte of a blob is served before the whole of it, or an authentic chunk index, has proven it."""
 
+Native = Literal["auto", "off"]
+"""`auto`: what is in the cache, complete and verified, when it is mounted is shown by the kernel alone, where that can be."""
+
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One artifact of a mount: where it comes from, the manifest's digest, the directory it appears in, what of it is shown.
@@ -50,11 +53,13 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     verify: Verify = "lazy"
     uid: int = 0
     gid: int = 0
+    native: bool = False
+    """It was to be shown by the kernel alone, which turned out to be impossible."""
     version: int = VERSION
 
     @property
     def identity(self) -> str:
-        return identity(self.parts, self.verify)
+        return identity(self.parts, self.verify, native=self.native)
 
     @property
     def registry(self) -> str:
@@ -62,12 +67,15 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.parts[0].registry
 
 
-def identity(parts: tuple[Part, ...], verify: Verify = "lazy") -> str:
+def identity(parts: tuple[Part, ...], verify: Verify = "lazy", *, native: bool = False) -> str:
     """A short name, safe as a file name, of what is shown: equal for equal repositories, digests, directories, views.
 
-    A strict mount is another one: it would see the pages that the kernel keeps of what a lazy one has read.
+    A strict mount is another one: it would see the pages that the kernel keeps of what a lazy one has read. And so is a native
+    one: a pod that comes when everything is there shall have it, while others go on with FUSE.
     """
-    content = msgspec.json.encode(parts) + (b"" if verify == "lazy" else verify.encode())
+    content = (
+        msgspec.json.encode(parts) + (b"" if verify == "lazy" else verify.encode()) + (b"native" if native else b"")
+    )
     return base64.b32encode(hashlib.sha256(content).digest()[:15]).decode().lower()
 
 

@@ -18,6 +18,7 @@ from weightless.options import (
     ConfigFile,
     Given,
     LogLevelOption,
+    NativeOption,
     PlainHttp,
     PrefetchOption,
     Settings,
@@ -25,6 +26,7 @@ from weightless.options import (
     WithoutResendChoice,
     command,
     remember,
+    with_native,
 )
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -137,6 +139,7 @@ def mount(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="An existing directory.", show_default=False)],
     exclude: Exclude = None,
     exclude_weights: ExcludeWeights = False,
+    native: NativeOption = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", metavar=FLAG, help="Stay, log here, unmount on Ctrl-C.")
     ] = False,
@@ -149,7 +152,7 @@ def mount(
     from weightless.commands.mount import run
 
     run(
-        settings,
+        with_native(settings, native),
         reference,
         _directory(directory),
         exclude=tuple(exclude or ()),
@@ -275,12 +278,13 @@ def node(
             show_default=False,
         ),
     ] = None,
+    native: NativeOption = None,
 ) -> None:
     """Run the CSI node plugin (csi.weightless.dev) until SIGTERM."""
     from weightless.commands.node import run
 
     run(
-        settings,
+        with_native(settings, native),
         endpoint=endpoint,
         node_id=node_id,
         kubelet_dir=kubelet_dir,

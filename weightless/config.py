@@ -25,6 +25,7 @@ metrics-address = ":9808"   # Prometheus metrics, at /metrics; without it there 
 keeper = "unix:///run/weightless-keeper/keeper.sock"   # one that runs by itself; without it, the plugin starts its own
 [mount]
 without-resend = "wait"    # or "abort": on kernels before 6.9
+native = "auto"            # or "off": serve also what is whole in the cache by FUSE
 ```
 
 An option of the command line goes before the file, the file before the default. A key that is not known is an error: a
@@ -41,7 +42,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 import msgspec
 
 from fuse.errors import InvalidConfig, InvalidRequest
-from fuse.spec import Prefetch, Verify, WithoutResend
+from fuse.spec import Native, Prefetch, Verify, WithoutResend
 from weightless.units import parse_size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -49,6 +50,7 @@ _CHOICES: Final = {
     "prefetch": f"one of {', '.join(get_args(Prefetch))}",
     "verify": f"one of {', '.join(get_args(Verify))}",
     "log-level": f"one of {', '.join(get_args(LogLevel))}",
+    "native": f"one of {', '.join(get_args(Native))}",
     "without-resend": f"one of {', '.join(get_args(WithoutResend))}",
     "free-space": "a share of the disk from 0 to below 1, such as 0.15",
     "connections": "a whole number from 1 to 256",
@@ -96,6 +98,7 @@ class NodeSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_un
 
 class MountSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     without_resend: WithoutResend | None = None
+    native: Native | None = None
 
 
 class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):

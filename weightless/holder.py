@@ -29,7 +29,7 @@ from fuse.errors import Conflict, Fault, Unavailable, WeightlessError
 from fuse.filesystem.table import View
 from fuse.mounting import control
 from fuse.mounting.keeper_client import KeeperClient
-from fuse.mounting.manager import MountManager
+from fuse.mounting.mounts import Mounts
 from weightless import wiring
 from weightless.options import Settings
 from weightless.signals import signals_call
@@ -94,7 +94,7 @@ class Holder:
             log_to_stderr=log_to_stderr,
             successor=lambda: _successor(order),
         )
-        self._manager = MountManager(settings, on_gone=lambda _: self._ended.set())
+        self._manager = Mounts(settings, on_gone=lambda _: self._ended.set())
         self._run_dir = run_dir
         self._stack = ExitStack()
 
@@ -275,6 +275,13 @@ class _Caller:
                 call()
 
         threading.Thread(target=watch, name="caller", daemon=True).start()
+
+
+def remove_remains(run_dir: Path, mountpoint: Path) -> None:
+    """What a holder that was killed has left in the run directory. For who holds the lock of its name."""
+    name = name_of(str(mountpoint))
+    for path in (run_dir / f"{name}{control.SUFFIX}", *run_dir.glob(f"{name}.*.log")):
+        path.unlink(missing_ok=True)
 
 
 def _remove_other_logs(run_dir: Path, name: str) -> None:

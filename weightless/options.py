@@ -33,6 +33,7 @@ _CONTAINERD_CERTS: Final = Path("/etc/containerd/certs.d")
 
 PrefetchChoice = StrEnum("PrefetchChoice", ["full", "none"])
 WithoutResendChoice = StrEnum("WithoutResendChoice", ["wait", "abort"])
+NativeChoice = StrEnum("NativeChoice", ["auto", "off"])
 VerifyChoice = StrEnum("VerifyChoice", ["lazy", "strict"])
 LevelChoice = StrEnum("LevelChoice", ["debug", "info", "warning", "error"])
 
@@ -72,6 +73,13 @@ VerifyOption = Annotated[
     typer.Option(
         help="Serve bytes as they come (lazy), or none that is not proven yet (strict).",
         rich_help_panel=_PANEL,
+        show_default=False,
+    ),
+]
+NativeOption = Annotated[
+    NativeChoice | None,
+    typer.Option(
+        help="Let the kernel alone show what is whole in the cache (auto; needs root), or serve it by FUSE all the same (off).",
         show_default=False,
     ),
 ]
@@ -159,6 +167,14 @@ def settle(given: Given) -> Settings:
         log_level_given=level is not None,
         config=config,
     )
+
+
+def with_native(settings: Settings, choice: NativeOption) -> Settings:
+    """The settings with a command's own option `--native`, where it was given."""
+    if choice is None:
+        return settings
+    mount = msgspec.structs.replace(settings.config.mount, native="off" if choice.value == "off" else "auto")
+    return msgspec.structs.replace(settings, config=msgspec.structs.replace(settings.config, mount=mount))
 
 
 def default_cache_dir() -> Path:

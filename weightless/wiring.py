@@ -45,6 +45,7 @@ def holder_settings(
     log_to_stderr: bool,
     log_level: str | None = None,
     keeper: Path | None = None,
+    native_dir: Path | None = None,
     successor: Callable[[], Sequence[int]] | None = None,
     without_resend: WithoutResend | None = None,
 ) -> HolderSettings:
@@ -59,6 +60,8 @@ def holder_settings(
         log_to_stderr=log_to_stderr,
         keeper=keeper,
         successor=successor,
+        native=settings.config.mount.native or "auto",
+        native_dir=native_dir,
         without_resend=without_resend or settings.config.mount.without_resend or "wait",
     )
 

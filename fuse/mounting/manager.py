@@ -1,4 +1,4 @@
-"""The mounts of one holder: made, shared, served whatever dies, and taken down.
+"""The FUSE mounts of one holder: made, shared, served whatever dies, and taken down. (`fuse.mounting.mounts` has all of them.)
 
 Who may die: a worker (another takes the mount over), the fetcher (another is started, every mount attached and every grant given
 anew), the keeper (another is filled), this process (its successor takes back what the keeper held, `start`), and the mount
@@ -25,6 +25,7 @@ from fuse.errors import Cancelled, Conflict, MountFailed, NotFound, WeightlessEr
 from fuse.filesystem.table import View
 from fuse.mounting import device, fusermount, process, rundir
 from fuse.mounting.chronicle import Chronicle
+from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.keeping import Keeping
 from fuse.mounting.mount import Mount, Newer, Use, from_kept
 from fuse.mounting.mountinfo import MountTable
@@ -148,6 +149,10 @@ class MountManager:
         self._watch.close()
         rundir.unlock(self._lock_path, self._run_lock)
 
+    @property
+    def fetcher(self) -> FetcherClient:
+        return self._supervisor.fetcher
+
     # ---- mounts ----
 
     def resolve(
@@ -166,6 +171,7 @@ class MountManager:
             content=content,
             bytes_total=resolved.bytes_total,
             files=resolved.files,
+            native=resolved.native and self.settings.native == "auto" and os.geteuid() == 0,
             proven_at=resolved.proven_at,
         )
 
@@ -193,6 +199,7 @@ class MountManager:
                 reference=artifact.reference,
                 prefetch=prefetch,
                 verify=verify,
+                native=artifact.shown_natively(verify),
                 uid=os.geteuid(),
                 gid=os.getegid(),
             ),
@@ -271,7 +278,7 @@ class MountManager:
         A process that hangs, of a predecessor whose keeper died as well, may hold it open; its readers would wait for ever.
         """
         there = MountTable.read().at(mountpoint)
-        if there is not None and there.ours and self.find(mountpoint) is None:
+        if there is not None and there.ours and not there.native and self.find(mountpoint) is None:
             self._supervisor.connections.abort(there.minor)
 
     def status(self, mount_id: str) -> MountStatus:
@@ -309,6 +316,10 @@ class MountManager:
             fetcher_up=fetcher.pid is not None,
             changes=self._chronicle.changes(),
         )
+
+    def __contains__(self, mount_id: str) -> bool:
+        mount = self._mounts.get(mount_id)
+        return mount is not None and mount.live
 
     def find(self, mountpoint: Path) -> str | None:
         """The id of the mount at a real path."""

@@ -76,7 +76,8 @@ class MountStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_total: int
     bytes_fetched: int = 0
     requests: int = 0
-    served_by: Literal["fuse"] = "fuse"
+    served_by: str = "fuse"
+    """Or "native": by the kernel alone, from the cache; then there is no worker, and nothing counts its reads."""
     prefetch: Literal["full", "none"] = "full"
     rate_bytes_per_s: float = 0.0
     reads: int = 0

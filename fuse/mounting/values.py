@@ -29,6 +29,10 @@ class HolderSettings:
     without_resend: spec.WithoutResend = "wait"
     """What becomes of requests that a dead worker held, on kernels that give them to no other (before 6.9): they wait for ever,
     or the connection is aborted, and the mount made anew for later users."""
+    native: spec.Native = "off"
+    """Whether `resolve` says of what is whole that it can be shown natively; needs root."""
+    native_dir: Path | None = None
+    """Where a successor finds the native mounts. None: in the run directory, which a container may lose when it is restarted."""
     look_s: float = LOOK_S
     """How often something is looked at that others wait for (`fuse.mounting.pulse`)."""
     uid: int | None = None
@@ -72,6 +76,8 @@ class ResolvedArtifact:
     """The encoded inode table, which is not looked into here."""
     bytes_total: int
     files: int
+    native: bool = False
+    """It can be shown without a process of ours: everything is in the cache, complete and verified."""
     proven_at: float | None = None
     """The registry could not be asked; by the offline policy a proof of that time (Unix) was good enough."""
 
@@ -87,7 +93,11 @@ class ResolvedArtifact:
 
     def identity_with(self, verify: spec.Verify) -> str:
         """The id of its mount that verifies so."""
-        return spec.identity(self.parts, verify)
+        return spec.identity(self.parts, verify, native=self.shown_natively(verify))
+
+    def shown_natively(self, verify: spec.Verify) -> bool:
+        """A strict mount never is: nobody would compare what the disk gives with what was verified."""
+        return self.native and verify == "lazy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

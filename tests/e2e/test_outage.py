@@ -104,7 +104,7 @@ def test_a_pod_is_published_offline_with_the_credentials_that_were_let_in(
     good = {"username": "reader", "password": PASSWORD}
     with FaultyRegistry(basic={"reader": PASSWORD}) as registry:
         packed.serve(registry, "models/small", "1.0")
-        reference = {"reference": f"{registry.host}/models/small:1.0"}
+        reference = {"reference": f"{registry.host}/models/small:1.0", "native": "off"}  # one mount for both
         with Node(sandbox, "--certs-dir", certs_of(registry.host), "--config", str(config)) as node:
             node.publish("csi-1", node.target("one"), reference, secrets=good)
             assert digest_tree(small_model) == digest_tree(node.target("one"))

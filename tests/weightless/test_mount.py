@@ -169,7 +169,7 @@ def test_two_mounts_share_a_fetcher_and_unmounting_one_leaves_the_other(world, r
     """The second mount finds everything in the cache that the first has fetched."""
     (world.root / "there").mkdir()
     world.run("mount", reference, "here")
-    world.run("mount", reference, "there")
+    world.run("mount", "--native", "off", reference, "there")
 
     assert 1 == len({status["fetcher_pid"] for status in world.statuses()})
     world.run("unmount", "here")

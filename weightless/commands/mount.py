@@ -59,7 +59,8 @@ def _mountpoint(directory: Path, run_dir: Path) -> tuple[Path, bool]:
         with contextlib.suppress(OSError):
             path = resolve(directory.absolute())
             there = MountTable.read().at(path)
-            orphaned = there is not None and there.ours and (run_dir / f"{holder.name_of(str(path))}.keeper").exists()
+            keeper = run_dir / f"{holder.name_of(str(path))}.keeper"
+            orphaned = there is not None and there.ours and (there.native or keeper.exists())
             if orphaned and all(mount.mountpoint != str(path) for mount in control.statuses(run_dir)):
                 return path, True
         raise

@@ -11,7 +11,8 @@ from typing import Final
 from fuse.errors import InvalidRequest, WeightlessError
 from fuse.mounting import control
 from fuse.mounting.fetcher import FetcherClient
-from fuse.mounting.manager import HolderSettings, MountManager
+from fuse.mounting.mounts import Mounts
+from fuse.mounting.values import HolderSettings
 from fuse.spec import WithoutResend
 from weightless import wiring
 from weightless.holder import NODE
@@ -38,6 +39,7 @@ def run(
     level = settings.log_level if settings.log_level_given else "info"
     run_dir = wiring.begin(settings, "plugin", level=level)
     named = keeper or section.keeper
+    state = _directory(state_dir, section.state_dir, _STATE)
     holder = wiring.holder_settings(
         settings,
         run_dir,
@@ -45,6 +47,7 @@ def run(
         log_to_stderr=True,
         log_level=level,
         keeper=wiring.socket_path(named, "--keeper") if named else None,
+        native_dir=state / "native",
         without_resend=without_resend,
     )
     ended = threading.Event()
@@ -57,10 +60,10 @@ def run(
             node_id=_needed(node_id or section.node_id, "--node-id", "the node's name in Kubernetes"),
             access=wiring.access_reader(settings, local_allowed=False),
             kubelet_dir=_directory(kubelet_dir, section.kubelet_dir, _KUBELET),
-            state_dir=_directory(state_dir, section.state_dir, _STATE),
+            state_dir=state,
             metrics_address=metrics_address or section.metrics_address or None,
         )
-        manager = MountManager(holder)
+        manager = Mounts(holder)
         plugin = NodePlugin(plugin_settings, manager)
         with signals_call(ended.set):
             plugin.start()

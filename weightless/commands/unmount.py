@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fuse.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from fuse.mounting import control
-from fuse.mounting.manager import MountManager
 from fuse.mounting.mountinfo import Entry, MountTable, resolve
+from fuse.mounting.mounts import Mounts
 from weightless import console, holder, wiring
 from weightless.options import Settings
 
@@ -68,6 +68,7 @@ def _holder(run_dir: Path, path: Path) -> control.Holder | None:
 def _orphan(settings: Settings, run_dir: Path, path: Path, *, lazy: bool) -> None:
     """The holder died: this process becomes its successor for a moment, takes the mount back from the keeper and ends it."""
     with _successor(settings, run_dir, path) as manager:
+        holder.remove_remains(run_dir, path)
         found = manager.find(path)
         if found is not None:
             manager.unmount(found, lazy=lazy)
@@ -77,9 +78,9 @@ def _orphan(settings: Settings, run_dir: Path, path: Path, *, lazy: bool) -> Non
 
 
 @contextlib.contextmanager
-def _successor(settings: Settings, run_dir: Path, path: Path) -> Iterator[MountManager]:
+def _successor(settings: Settings, run_dir: Path, path: Path) -> Iterator[Mounts]:
     name = holder.name_of(str(path))
-    manager = MountManager(wiring.holder_settings(settings, run_dir, name=name, log_to_stderr=False))
+    manager = Mounts(wiring.holder_settings(settings, run_dir, name=name, log_to_stderr=False))
     manager.start()
     try:
         yield manager
