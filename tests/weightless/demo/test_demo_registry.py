@@ -13,10 +13,22 @@ import pytest
 
 from fuse.artifact.digest import Digest
 from weightless.demo.pack import pack_model
-from weightless.demo.registry import ModelRegistry
+from weightless.demo.registry import ModelRegistry, RateLimit
 from weightless.demo.sources import SyntheticSource
 
 CONTENT = {"config.json": b"{}", "sub/model.safetensors": bytes(range(256)) * 5000, "README.md": b"# x"}
+
+
+class Clock:
+    """Time that passes in sleeps only, which take longer than was asked for, and than a piece may."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds + 0.0015 * (seconds > 0)
 
 
 @pytest.fixture
@@ -73,6 +85,22 @@ def test_a_synthetic_terabyte_is_the_same_from_every_offset() -> None:
     assert 10_000 == len(content)
     assert content[5000:] == source.read(offset + 5000, 5000)
     assert content != source.read(offset + 4096, 10_000)
+
+
+def test_a_rate_is_reached_though_sleeps_are_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one sleep took too much, the next piece makes up for; a long pause is not made up for."""
+    clock = Clock()
+    monkeypatch.setattr("weightless.demo.registry.time", clock)
+    limit = RateLimit(1_000_000)
+
+    for _ in range(1000):
+        limit.take(1000)
+
+    assert 0.98 < clock.now - Clock.now < 1.01
+    clock.now += 100
+    for _ in range(1000):
+        limit.take(1000)
+    assert 100 + 1.97 < clock.now - Clock.now < 100 + 2.01
 
 
 def test_the_rate_is_shared_by_all_connections() -> None:
