@@ -1,6 +1,6 @@
 """What proving every chunk costs: the fetcher fills a cache over loopback, with and without a chunk index, in turns.
 
-Only the fetcher, in this process, so that the ratio is that of the lanes; from nginx, else from our own registry. The digest of
+Only the fetcher, in this process, so that the ratio is that of the lanes; from nginx. The digest of
 the whole is computed as well in both, after the transfers, as always; the time is until all blocks are there.
 """
 
@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from bench.results import Result
-from bench.servers import REPOSITORY, limited, nginx, nginx_is_there
+from bench.results import Result, ratios
+from bench.scale import by_scale
+from bench.servers import REPOSITORY, nginx
 from bench.workshop import workshop
 from fuse.artifact.chunks import CHUNK_BYTES, BlobHasher, ChunkDigests
 from fuse.artifact.digest import Digest
@@ -30,8 +31,8 @@ from fuse.registry.repository import Repository
 from fuse.registry.transport import Transport
 from weightless.demo.pack import pack_model
 
-_SIZE: Final = 768 * 1024 * 1024
-_ROUNDS: Final = 3
+_SIZE: Final = by_scale(small=64, full=768) * 1024 * 1024
+_ROUNDS: Final = by_scale(small=1, full=3)
 
 
 def measure() -> list[Result]:
@@ -48,20 +49,19 @@ def measure() -> list[Result]:
         chunks = hasher.finish()
         assert chunks is not None
         del content
-        (directory / "nginx").mkdir()
-        serving = nginx(directory / "nginx", pack_model(source)) if nginx_is_there() else limited(source, 0)
-        with serving as host:
+        with nginx(directory / "nginx", pack_model(source)) as server:
             for number in range(2 * _ROUNDS):
                 indexed = bool(number % 2)
-                seconds[indexed].append(_fill(directory / f"cache{number}", host, digest, chunks if indexed else None))
-    plain, proven = min(seconds[False]), min(seconds[True])
-    rate = _SIZE / proven / 1e6
+                seconds[indexed].append(
+                    _fill(directory / f"cache{number}", server.host, digest, chunks if indexed else None)
+                )
     return [
         Result(
-            what=f"throughput with a chunk index ({rate:.0f} MB/s), of that without",
-            value=plain / proven,
-            shown=f"{plain / proven:.2f}",
-        )
+            what="filling a cache, with a chunk index",
+            unit="bytes/s",
+            samples=tuple(_SIZE / each for each in seconds[True]),
+        ),
+        Result(what="  with / without", unit="ratio", samples=ratios(seconds[False], seconds[True])),
     ]
 
 
@@ -72,6 +72,12 @@ class _Nobody:
         del message
         for fd in fds:
             os.close(fd)
+
+    def takes_loan(self) -> bool:
+        return True
+
+    def come_back(self) -> None:
+        """Nothing was refused."""
 
 
 def _fill(cache: Path, host: str, digest: Digest, chunks: ChunkDigests | None) -> float:

@@ -1,7 +1,6 @@
 """How long it takes until all is well again, and what it costs: a mount loses its worker, a node with 50 mounts its plugin too.
 
-The readers are those of the fault suite, so wrong bytes would be seen. `python -m bench.faults DIRECTORY…` is the
-program that waits for many mounts at once, a process of its own, as nobody may wait for a mount who has to start its worker.
+The readers are those of the fault suite, so wrong bytes would be seen.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -19,14 +17,14 @@ from pathlib import Path
 from typing import Final
 
 from bench.results import Result
+from bench.scale import by_scale
 from bench.workshop import memory_bytes
 from tests.faults import processes
 from tests.faults.arena import Arena, Readers, arena, read_once, stalls
 from tests.faults.content import Model
 from tests.support.waiting import until
-from weightless import units
 
-MOUNTS: Final = 50
+MOUNTS: Final = by_scale(small=5, full=50)
 _WORKER_BYTES: Final = 50e6
 _SHARED_BYTES: Final = 200e6
 """What `bench/memory.py` allows for a worker, and for plugin, fetcher and keeper together."""
@@ -50,8 +48,8 @@ def _one_mount() -> list[Result]:
     with arena(Model(seed=1, mebibytes=64, shards=4)) as here:
         _must_be_right(here.target, here.model)
         return [
-            *_stalls(here, "worker killed under 4 readers", kill_worker, times=20),
-            *_stalls(here, "plugin and workers killed under 4 readers", kill_plugin, times=8),
+            *_stalls(here, "worker killed under 4 readers", kill_worker, times=by_scale(small=2, full=20)),
+            *_stalls(here, "plugin and workers killed under 4 readers", kill_plugin, times=by_scale(small=1, full=8)),
         ]
 
 
@@ -70,13 +68,9 @@ def _stalls(here: Arena, what: str, strike: Callable[[Arena], None], *, times: i
         readers.kill()
     wrong = sum(len(report.errors) + len(report.wrong) for report in reports)
     found = stalls(reports, moments)
-    median = statistics.median(found)
     return [
-        Result(
-            what=f"{what}: median stall", value=median, shown=units.duration(median), target=1.0, target_shown="1 s"
-        ),
-        Result(what="  the longest", value=max(found), shown=units.duration(max(found))),
-        Result(what=f"  errors and wrong bytes in {times} kills", value=wrong, shown=f"{wrong}", target=0),
+        Result(what=f"{what}: stall", unit="seconds", samples=tuple(found), target=1.0),
+        Result(what=f"  errors and wrong bytes in {times} kills", unit="count", samples=(wrong,), target=0),
     ]
 
 
@@ -110,21 +104,19 @@ def _many_mounts() -> list[Result]:
     return [
         Result(
             what=f"{MOUNTS} mounts, plugin and workers killed: all served again",
-            value=max(served),
-            shown=units.duration(max(served)),
+            unit="seconds",
+            samples=(max(served),),
             target=30.0,
-            target_shown="30 s",
         ),
-        Result(what="  half of them", value=statistics.median(served), shown=units.duration(statistics.median(served))),
-        Result(what="  the plugin ready", value=ready_s, shown=units.duration(ready_s)),
+        Result(what="  each of them", unit="seconds", samples=tuple(served)),
+        Result(what="  the plugin ready", unit="seconds", samples=(ready_s,)),
         Result(
             what="  memory of all processes (RssAnon)",
-            value=sum(workers) + shared,
-            shown=units.size(sum(workers) + shared),
+            unit="bytes",
+            samples=(sum(workers) + shared,),
             target=MOUNTS * _WORKER_BYTES + _SHARED_BYTES,
-            target_shown=units.size(int(MOUNTS * _WORKER_BYTES + _SHARED_BYTES)),
         ),
-        Result(what="  the largest worker", value=max(workers), shown=units.size(max(workers))),
+        Result(what="  the worker of each", unit="bytes", samples=tuple(workers)),
     ]
 
 
@@ -134,7 +126,10 @@ def _must_be_right(target: Path, model: Model) -> None:
 
 
 def main() -> None:
-    """Prints, as JSON, when each of the directories was listed: that is never answered from the kernel's memory."""
+    """Prints, as JSON, when each of the directories was listed: that is never answered from the kernel's memory.
+
+    A program of its own: nobody may wait for a mount who has to start its worker.
+    """
 
     def listed(path: str) -> float:
         os.listdir(path)

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 
 from bench import synthetic
 from bench.results import Result
-from bench.workshop import cpu_seconds, memory_bytes, mounts, plugin, published, workshop
-from weightless import units
+from bench.scale import by_scale
+from bench.workshop import cpu_seconds, memory_bytes, mounts, pids, plugin, published, workshop
 from weightless.demo.registry import ModelRegistry
 
 MOUNTS = 3
-IDLE_S = 10.0
+IDLE_S = by_scale(small=2.0, full=10.0)
 
 
 def measure() -> list[Result]:
@@ -25,39 +25,33 @@ def measure() -> list[Result]:
             reference = f"{registry.host}/{model.repository}:v1"
             target = stack.enter_context(published(node, f"idle{number}", reference, prefetch="none"))
             (target / "config.json").read_bytes()
-        held = mounts(node)
-        workers = [mount.worker_pid for mount in held if mount.worker_pid]
-        shared = {node.pid, *(pid for mount in held for pid in (mount.keeper_pid, mount.fetcher_pid) if pid)}
+        workers = [mount.worker_pid for mount in mounts(node) if mount.worker_pid]
+        shared = pids(node) - set(workers)
         before = {pid: cpu_seconds(pid) for pid in (*workers, *shared)}
         time.sleep(IDLE_S)
         busy = {pid: (cpu_seconds(pid) - before[pid]) / IDLE_S for pid in before}
-        worker_bytes = max(memory_bytes(pid) for pid in workers)
+        worker_bytes = tuple(memory_bytes(pid) for pid in workers)
         shared_bytes = sum(memory_bytes(pid) for pid in shared)
-    worker_busy = max(busy[pid] for pid in workers)
+    worker_busy = tuple(busy[pid] for pid in workers)
     shared_busy = sum(busy[pid] for pid in shared)
     return [
         Result(
             what="idle worker, RssAnon",
-            value=worker_bytes,
-            shown=units.size(worker_bytes),
+            unit="bytes",
+            samples=worker_bytes,
             target=50e6,
-            target_shown="50 MB",
         ),
         Result(
             what="  its processor time",
-            value=worker_busy,
-            shown=f"{worker_busy:.2%}",
+            unit="share",
+            samples=worker_busy,
             target=0.001,
-            target_shown="0.1%",
         ),
         Result(
             what="plugin, fetcher and keeper, RssAnon",
-            value=shared_bytes,
-            shown=units.size(shared_bytes),
+            unit="bytes",
+            samples=(shared_bytes,),
             target=200e6,
-            target_shown="200 MB",
         ),
-        Result(
-            what="  their processor time", value=shared_busy, shown=f"{shared_busy:.2%}", target=0.01, target_shown="1%"
-        ),
+        Result(what="  their processor time", unit="share", samples=(shared_busy,), target=0.01),
     ]

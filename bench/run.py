@@ -2,40 +2,94 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
+import shutil
+import signal
 from collections.abc import Callable
+from types import ModuleType
 from typing import Final
 
-from bench import chunk_index, faults, memory, sequential, tensor_overfetch, time_to_first_byte
+from bench import (
+    chunk_index,
+    faults,
+    loaders,
+    loading,
+    memory,
+    random_reads,
+    sequential,
+    sharing,
+    tensor_overfetch,
+    time_to_first_byte,
+    warm,
+)
 from bench.results import Result, show
-from fuse.errors import WeightlessError
+from bench.scale import FULL
+from fuse import logs
+from fuse.errors import Missing, WeightlessError
 from weightless import console
 from weightless.demo import requirements
 
+FAMILIES: Final[tuple[ModuleType, ...]] = (
+    time_to_first_byte,
+    sequential,
+    loading,
+    loaders,
+    random_reads,
+    tensor_overfetch,
+    warm,
+    sharing,
+    memory,
+    faults,
+    chunk_index,
+)
 BENCHMARKS: Final[dict[str, Callable[[], list[Result]]]] = {
-    "time_to_first_byte": time_to_first_byte.measure,
-    "tensor_overfetch": tensor_overfetch.measure,
-    "sequential": sequential.measure,
-    "memory": memory.measure,
-    "faults": faults.measure,
-    "chunk_index": chunk_index.measure,
+    module.__name__.rpartition(".")[2]: module.measure for module in FAMILIES
 }
+_PROGRAMS: Final = {"nginx": "nginx-light", "skopeo": "skopeo", "curl": "curl", "openssl": "openssl", "dd": "coreutils"}
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(BENCHMARKS)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}; all by default")
+    arguments = parser.parse_args()
+    names = arguments.names or list(BENCHMARKS)
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         console.note(f"error: unknown benchmark {unknown[0]!r}\n  fix: one of {', '.join(BENCHMARKS)}")
         raise SystemExit(2)
-    results: list[Result] = []
+    if not FULL:
+        console.note("small sizes: the figures mean nothing")
+    logs.configure("bench", "warning")
+    # Whoever ends us finds everything stopped and unmounted, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        requirements.check()
-        for name in names:
-            console.note(f"{name} …")
-            results += BENCHMARKS[name]()
+        results = _run(names)
     except WeightlessError as problem:
         console.error(problem)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        console.note("stopped")
+        raise SystemExit(130) from None
     show(results)
     raise SystemExit(0 if all(result.reached for result in results) else 1)
+
+
+def _run(names: list[str]) -> list[Result]:
+    _check()
+    results: list[Result] = []
+    for name in names:
+        console.note(f"{name} …")
+        results += BENCHMARKS[name]()
+    return results
+
+
+def _check() -> None:
+    requirements.check()
+    missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
+    if missing:
+        fix = f"apt-get install {' '.join(missing)}; no service of theirs need run"
+        raise Missing(f"missing: {', '.join(missing)}", where="bench", fix=fix)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,10 +33,9 @@ def measure() -> list[Result]:
         results.append(
             Result(
                 what=f"overfetch for {name} ({units.size(own)})",
-                value=beyond / packed.size,
-                shown=f"{beyond / packed.size:.1%}",
+                unit="share",
+                samples=(beyond / packed.size,),
                 target=0.05,
-                target_shown="5%",
             )
         )
     return results
