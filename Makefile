@@ -36,8 +36,9 @@ format: setup ## Format the code and apply the safe fixes of the linter
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: setup ## Run the benchmarks; they print ratios against peers of the same run
-	@$(AS_ROOT) $(BIN)/python -m bench
+bench: ## Run all benchmarks, a quarter of an hour, and write docs/benchmarks.md; needs root, and nginx
+	@scripts/setup.sh bench
+	@$(AS_ROOT) $(BIN)/python -m bench --report docs
 
 clean: ## Remove the virtual environment and what the tools have cached
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -72,6 +72,8 @@ def shown(value: float, unit: Unit) -> str:
             return f"{value * 1000:.2f} ms"
         case "seconds" if value < 0.9995:
             return f"{value * 1000:.0f} ms"
+        case "seconds" if 9.995 <= value < 99.95:
+            return f"{value:.1f} s"
         case "seconds":
             return units.duration(value)
         case "bytes":

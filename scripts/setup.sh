@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes this machine ready to run, test and develop Weightless: system packages, a virtual environment in .venv, /dev/fuse.
 # Safe to run again, and quick when nothing is to be done. Packages are installed with apt where this is root or sudo is
-# at hand; on other systems they are named, and the script goes on as far as it can.
+# at hand; on other systems they are named, and the script goes on as far as it can. `setup.sh bench` adds what draws the benchmarks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -90,8 +90,14 @@ fi
 
 # ---- the virtual environment ----
 
+groups=()
+imports='fuse, pyfuse3'
+if [ "${1:-}" = bench ]; then
+  groups=(--group bench)
+  imports+=', matplotlib'
+fi
 state=$(cat pyproject.toml uv.lock scripts/setup.sh | cksum)
-if [ "$(cat .venv/.ready 2>/dev/null)" != "$state" ] || ! works .venv/bin/python -c 'import fuse, pyfuse3'; then
+if [ "$(cat .venv/.ready 2>/dev/null)" != "$state" ] || ! works .venv/bin/python -c "import $imports"; then
   if works .venv/bin/python -c ''; then
     python=.venv/bin/python
   else
@@ -111,7 +117,7 @@ if [ "$(cat .venv/.ready 2>/dev/null)" != "$state" ] || ! works .venv/bin/python
     uv=(.venv/bin/uv sync --inexact)
   fi
   say "installing the Python packages of uv.lock into .venv (pyfuse3 is compiled)"
-  UV_PROJECT_ENVIRONMENT=.venv "${uv[@]}" --locked --quiet --python "$python"
+  UV_PROJECT_ENVIRONMENT=.venv "${uv[@]}" --locked --quiet --python "$python" "${groups[@]}"
   echo "$state" >.venv/.ready
 fi
 
