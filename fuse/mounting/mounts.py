@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -45,6 +46,16 @@ class Mounts:
 
     def wait_served(self, limit_s: float) -> bool:
         return self.by_fuse.wait_served(limit_s)
+
+    def fetcher_wanted(self, *, then: Callable[[], None]) -> None:
+        """Connects to the fetcher, in the background, before anybody needs it, and calls `then`."""
+
+        def connect() -> None:
+            with suppress(WeightlessError):
+                self.by_fuse.fetcher.connection()
+            then()
+
+        threading.Thread(target=connect, name="fetcher-first", daemon=True).start()
 
     def lost(self) -> list[LostMount]:
         return self.by_fuse.lost()

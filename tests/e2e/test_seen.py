@@ -154,6 +154,24 @@ def test_a_worker_that_keeps_dying_is_seen(seen: Seen) -> None:
     seen.wait_healthy()
 
 
+def test_the_fetcher_is_there_before_the_first_pod(sandbox: Sandbox, named: str, reference: str) -> None:
+    """It takes most of a second to start. It is the one that serves, and goes with a plugin that nobody asked for anything."""
+    with Node(sandbox, "--certs-dir", named) as node:
+        until(lambda: fetchers(sandbox), "it runs")
+        before = fetchers(sandbox)
+        node.publish("csi-1", node.target("pod-1"), {"reference": reference})
+        assert before == fetchers(sandbox) == {CommandLine(sandbox).status()[0]["fetcher_pid"]}
+        node.unpublish("csi-1", node.target("pod-1"))
+    node.start()
+    until(lambda: fetchers(sandbox), "it runs")
+    node.stop()
+    assert set() == fetchers(sandbox)
+
+
+def fetchers(sandbox: Sandbox) -> set[int]:
+    return {pid for pid, command in sandbox.processes().items() if "fuse.fetch" in command}
+
+
 def test_counters_outlive_workers_and_fetcher(seen: Seen, small_model: Path) -> None:
     """What was read and fetched before a death is not taken back by it, and what comes after is added."""
     names = ("weightless_reads_total", "weightless_read_bytes_total", "weightless_fetched_bytes_total")

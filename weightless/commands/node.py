@@ -51,8 +51,7 @@ def run(
         without_resend=without_resend,
     )
     ended = threading.Event()
-    with contextlib.ExitStack() as ahead:
-        ahead.enter_context(_fetcher_ahead(holder))
+    with _fetcher_ahead(holder) as taken_over:
         from csi.plugin import NodePlugin, PluginSettings  # takes a while, and so does the fetcher
 
         plugin_settings = PluginSettings(
@@ -67,7 +66,7 @@ def run(
         plugin = NodePlugin(plugin_settings, manager)
         with signals_call(ended.set):
             plugin.start()
-            ahead.close()
+            manager.fetcher_wanted(then=taken_over.set)
             try:
                 with contextlib.closing(control.ControlServer(manager, run_dir, NODE)):
                     ended.wait()
@@ -76,8 +75,11 @@ def run(
 
 
 @contextlib.contextmanager
-def _fetcher_ahead(holder: HolderSettings) -> Iterator[None]:
-    """Where a predecessor left a keeper, readers wait for us: has the fetcher started while the rest of this process is."""
+def _fetcher_ahead(holder: HolderSettings) -> Iterator[threading.Event]:
+    """Has the fetcher started while the rest of this process is: readers may wait for us, and the first pod will.
+
+    It lives on once somebody else is connected to it: then the event is to be set.
+    """
     needed = threading.Event()
     client = FetcherClient(holder.fetcher())
 
@@ -87,10 +89,9 @@ def _fetcher_ahead(holder: HolderSettings) -> Iterator[None]:
         needed.wait()
         client.close()
 
-    if (holder.keeper or holder.run_dir / f"{holder.name}.keeper").exists():
-        threading.Thread(target=hold, name="fetcher-ahead", daemon=True).start()
+    threading.Thread(target=hold, name="fetcher-ahead", daemon=True).start()
     try:
-        yield
+        yield needed
     finally:
         needed.set()
 
