@@ -46,6 +46,7 @@ def holder_settings(
     log_level: str | None = None,
     keeper: Path | None = None,
     native_dir: Path | None = None,
+    spare_worker: bool = False,
     successor: Callable[[], Sequence[int]] | None = None,
     without_resend: WithoutResend | None = None,
 ) -> HolderSettings:
@@ -62,6 +63,7 @@ def holder_settings(
         successor=successor,
         native=settings.config.mount.native or "auto",
         native_dir=native_dir,
+        spare_worker=spare_worker,
         without_resend=without_resend or settings.config.mount.without_resend or "wait",
     )
 

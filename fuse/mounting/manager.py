@@ -30,6 +30,7 @@ from fuse.mounting.keeping import Keeping
 from fuse.mounting.mount import Mount, Newer, Use, from_kept
 from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.reporting import Surroundings, describe, health
+from fuse.mounting.spares import PAUSE_S as SPARE_PAUSE_S
 from fuse.mounting.status import Health, HolderTotals, MountStatus
 from fuse.mounting.supervisor import Supervisor
 from fuse.mounting.values import HolderSettings, LostMount, ResolvedArtifact
@@ -111,6 +112,7 @@ class MountManager:
         for mount in self._snapshot():
             self._supervisor.repair_soon(mount)
         self._chronicle.start()
+        self._supervisor.spares.refill(SPARE_PAUSE_S if self._mounts else 0.0)
 
     def wait_served(self, limit_s: float) -> bool:
         """Whether all mounts have a worker that serves, after waiting for those that are being started."""

@@ -29,6 +29,7 @@ from fuse.mounting.fusectl import Connections
 from fuse.mounting.keeping import Keeping
 from fuse.mounting.ledger import Ledger
 from fuse.mounting.mount import Mount
+from fuse.mounting.spares import Spares
 from fuse.mounting.values import HolderSettings
 from fuse.mounting.vitals import Vitals
 from fuse.mounting.watch import Watch
@@ -60,6 +61,7 @@ class Supervisor:
     ) -> None:
         """`abort` is called as `gone` is, for a mount whose connection this has to end."""
         self.fetcher = FetcherClient(settings.fetcher(), on_connected=self._fetcher_is_back)
+        self.spares = Spares(watcher, log_level=settings.log_level, wanted=settings.spare_worker)
         self.ledger = Ledger()
         self.connections = Connections()
         self.vitals = Vitals(
@@ -135,11 +137,9 @@ class Supervisor:
         takeover = mount.reply
         served = msgspec.structs.replace(mount.spec, prefetch=mount.prefetch)
         with self._starts:
-            worker = Worker(
-                self._watch,
-                log_level=self._settings.log_level,
-                on_end=lambda ended: self._worker_ended(mount, ended),
-                on_session_lost=lambda worker, session: self._session_lost(mount, worker, session),
+            worker = self.spares.take(
+                lambda ended: self._worker_ended(mount, ended),
+                lambda worker, session: self._session_lost(mount, worker, session),
             )
             mount.worker = worker
             try:
@@ -214,6 +214,7 @@ class Supervisor:
             worker.kill()
 
     def close(self) -> None:
+        self.spares.close()
         self.vitals.close()
         self.connections.close()
         self.fetcher.close()

@@ -33,6 +33,8 @@ class HolderSettings:
     """Whether `resolve` says of what is whole that it can be shown natively; needs root."""
     native_dir: Path | None = None
     """Where a successor finds the native mounts. None: in the run directory, which a container may lose when it is restarted."""
+    spare_worker: bool = False
+    """Whether one worker is started ahead of need: for a holder of many mounts, which come and go."""
     look_s: float = LOOK_S
     """How often something is looked at that others wait for (`fuse.mounting.pulse`)."""
     uid: int | None = None

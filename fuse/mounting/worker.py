@@ -43,6 +43,8 @@ class Worker:
     ) -> None:
         """Both are called on the watch thread."""
         self._watch = watcher
+        self._callbacks = threading.Lock()
+        """Held while they are exchanged, and while the end is noticed: whose worker it is then is told."""
         self._on_end = on_end
         self._on_session_lost = on_session_lost
         ours, theirs = wire.pair()
@@ -95,6 +97,14 @@ class Worker:
     def starting(self) -> bool:
         """Whether it has neither served nor failed yet."""
         return not self._settled.is_set()
+
+    def assign(self, on_end: Callable[[Worker], None], on_session_lost: Callable[[Worker, int], None]) -> bool:
+        """Who is told from now on. False when it has ended: then nobody else is."""
+        with self._callbacks:
+            if not self.alive:
+                return False
+            self._on_end, self._on_session_lost = on_end, on_session_lost
+            return True
 
     def start(self, message: spec.Start, fds: Sequence[int]) -> None:
         """Hands over what to serve: device, fetch session, table. `wait_started` tells how it went."""
@@ -247,8 +257,10 @@ class Worker:
             self._stderr = -1
         self._watch.remove(self._control_fd)
         self._control.close()
-        self._open = False
+        with self._callbacks:
+            self._open = False
+            tell = self._on_end
         self._settled.set()
         self._reported.set()
         self._closed.set()
-        self._on_end(self)
+        tell(self)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
-from tests.support.leaks import alive
+from tests.support.leaks import alive, serves_mount
 
 Kind = Literal["plugin", "worker", "fetcher", "keeper", "holder"]
 
@@ -23,7 +23,7 @@ _MARKS: Final[dict[Kind, Callable[[list[str]], bool]]] = {
 
 
 def find(run_dir: Path, *kinds: Kind) -> dict[Kind, list[int]]:
-    """Living processes that have this run directory in their environment."""
+    """Living processes that have this run directory in their environment. A worker counts once it has a mount."""
     mark = f"WEIGHTLESS_RUN_DIR={run_dir}".encode()
     found: dict[Kind, list[int]] = {kind: [] for kind in kinds}
     for entry in Path("/proc").iterdir():
@@ -34,8 +34,9 @@ def find(run_dir: Path, *kinds: Kind) -> dict[Kind, list[int]]:
                 continue
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
             kind = next((kind for kind, matches in _MARKS.items() if matches(words)), None)
-            if kind in found and alive(int(entry.name)):
-                found[kind].append(int(entry.name))
+            pid = int(entry.name)
+            if kind in found and alive(pid) and (kind != "worker" or serves_mount(pid)):
+                found[kind].append(pid)
     return found
 
 

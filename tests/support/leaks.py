@@ -134,6 +134,13 @@ def sandbox() -> Iterator[Sandbox]:
         place.clear()
 
 
+def serves_mount(pid: int) -> bool:
+    """Whether the process has the FUSE device of a mount: a worker that was started ahead of need has none."""
+    with suppress(OSError):
+        return any(_target(link).startswith("/dev/fuse") for link in Path("/proc", str(pid), "fd").iterdir())
+    return False
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs; a zombie does not."""
     try:

@@ -48,6 +48,7 @@ def run(
         log_level=level,
         keeper=wiring.socket_path(named, "--keeper") if named else None,
         native_dir=state / "native",
+        spare_worker=True,
         without_resend=without_resend,
     )
     ended = threading.Event()
