@@ -1,19 +1,25 @@
 """The order in which loaders read: what the background fetches first.
 
 Configurations and tokenizers before all, then the beginning of every weight file (a header says where the tensors lie, and a
-loader opens all shards before it reads one), then the weights shard by shard, then the rest. Pure; a block is named once.
+loader opens all shards before it reads one), then the weights shard by shard, then the rest. Before all of that, where an earlier
+load is known: what it touched, in its order. Pure; a block is named once.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Final, NamedTuple
 
+from fuse.artifact.profile import Run
 from fuse.filesystem.table import Node, Table
 
 BLOCK_BYTES: Final = 1024 * 1024
 SMALL_FILE_BYTES: Final = 1024 * 1024
+UNIT_BLOCKS: Final = 4
+"""What a learned order is cut into: what a chunk index proves at once, and what registries' caches and peers like."""
 WEIGHTS: Final = (
     ".safetensors",
     ".gguf",
@@ -38,8 +44,12 @@ class Range(NamedTuple):
     blocks: int
 
 
-def ranges(table: Table) -> Iterator[Range]:
-    """All blocks of all blobs of `table`, each once, in the order in which they are worth having."""
+def ranges(table: Table, learned: Iterable[Run] = ()) -> Iterator[Range]:
+    """All blocks of all blobs of `table`, each once, in the order in which they are worth having.
+
+    What an earlier load has touched comes first (`learned`, blobs by their numbers in the table), in its order. Of that, whatever
+    lies outside the table's blobs is passed over.
+    """
     done = _Done(table)
     files = [node for node in table.nodes if node.kind == "f" and node.size and node.blob >= 0]
     small = [node for node in files if node.size <= SMALL_FILE_BYTES]
@@ -47,6 +57,7 @@ def ranges(table: Table) -> Iterator[Range]:
     weights = [node for node in large if node.name.lower().endswith(WEIGHTS)]
     # By place and not by name: a tar of ten thousand small files becomes a few ranges.
     small.sort(key=lambda node: (node.blob, node.offset))
+    yield from done.new(_whole_units(table, learned))
     yield from done.new(_joined((node.blob, *_blocks(node)) for node in small))
     yield from done.new((node.blob, node.offset // BLOCK_BYTES, node.offset // BLOCK_BYTES + 1) for node in weights)
     yield from done.new((node.blob, *_blocks(node)) for node in weights)
@@ -66,6 +77,17 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
 
 def _blocks(node: Node) -> tuple[int, int]:
     return node.offset // BLOCK_BYTES, (node.offset + node.size - 1) // BLOCK_BYTES + 1
+
+
+def _whole_units(table: Table, learned: Iterable[Run]) -> Iterator[tuple[int, int, int]]:
+    """Runs as (blob, first, end), widened to whole units: a request for less is not worth its round trip."""
+    for blob, first, blocks in learned:
+        if 0 <= blob < len(table.blobs) and first >= 0:
+            start = first // UNIT_BLOCKS * UNIT_BLOCKS
+            end = -(-(first + blocks) // UNIT_BLOCKS) * UNIT_BLOCKS
+            end = min(end, -(-table.blobs[blob].size // BLOCK_BYTES))
+            if blocks > 0 and start < end:
+                yield blob, start, end
 
 
 def _joined(spans: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -91,19 +113,16 @@ class _Done:
     def new(self, spans: Iterable[tuple[int, int, int]]) -> Iterator[Range]:
         """The parts of `spans` that were not named yet; from now on they are."""
         for blob, first, end in spans:
-            kept: list[tuple[int, int]] = []
-            at = low = first
-            high = end
-            for start, stop in self._spans[blob]:
-                if stop < low or start > high:
-                    kept.append((start, stop))
-                    continue
+            named = self._spans[blob]
+            # Those that it overlaps or touches: as they are disjoint, their ends are as sorted as their beginnings.
+            low = bisect_left(named, first, key=itemgetter(1))
+            high = bisect_right(named, end, key=itemgetter(0))
+            at, within = first, named[low:high]
+            for start, stop in within:
                 if at < start:
                     yield Range(blob, at, start - at)
                 at = max(at, stop)
-                low, high = min(low, start), max(high, stop)
             if at < end:
                 yield Range(blob, at, end - at)
-            kept.append((low, high))
-            kept.sort()
-            self._spans[blob] = kept
+            around = [(first, end), *within[:1], *within[-1:]]
+            named[low:high] = [(min(start for start, _ in around), max(stop for _, stop in around))]

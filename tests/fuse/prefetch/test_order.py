@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +69,35 @@ def test_names_with_odd_digits_can_be_sorted() -> None:
     assert sorted(["m-10", "m-9"], key=natural) == ["m-9", "m-10"]
 
 
+def test_what_a_load_touched_comes_first_in_its_order() -> None:
+    """In units of 4 MiB; then the rest in the default order."""
+    table = table_of(
+        [("model-1.safetensors", 0, 0, 16 * MIB), ("model-2.safetensors", 1, 0, 9 * MIB), ("config.json", 2, 0, 500)],
+        [16 * MIB, 9 * MIB, 500],
+    )
+
+    assert list(ranges(table, [(1, 8, 1), (0, 9, 2), (1, 2, 3)])) == [
+        Range(1, 8, 1),
+        Range(0, 8, 4),
+        Range(1, 0, 8),
+        Range(2, 0, 1),
+        Range(0, 0, 1),
+        Range(0, 1, 7),
+        Range(0, 12, 4),
+    ]
+
+
+def test_a_long_profile_takes_no_time() -> None:
+    """Every second unit of a large blob, from behind: not one step for each pair of them."""
+    count = 4096
+    table = table_of([("model.bin", 0, 0, count * 8 * MIB)], [count * 8 * MIB])
+    began = time.process_time()
+    found = list(ranges(table, [(0, 8 * number, 1) for number in reversed(range(count))]))
+
+    assert Range(0, 8 * count - 8, 4) == found[0]
+    assert time.process_time() - began < 0.5
+
+
 @given(
     st.lists(
         st.tuples(
@@ -76,12 +107,22 @@ def test_names_with_odd_digits_can_be_sorted() -> None:
             st.integers(0, 8 * MIB),
         ),
         max_size=12,
-    )
+    ),
+    st.lists(
+        st.tuples(st.integers(-1, 4), st.integers(-3, 30), st.integers(-3, 30) | st.sampled_from([10**18, -(10**18)])),
+        max_size=12,
+    ),
 )
-def test_every_block_of_every_blob_is_named_exactly_once(files: list[tuple[str, int, int, int]]) -> None:
-    """Whatever the files, and however they overlap."""
+def test_every_block_of_every_blob_is_named_exactly_once(
+    files: list[tuple[str, int, int, int]], learned: list[tuple[int, int, int]]
+) -> None:
+    """Whatever the files, and however they overlap; and whatever somebody says of an earlier load."""
     size = 20 * MIB + 1
     table = table_of([(name, blob, offset, length) for name, blob, offset, length in files], [size, size, size])
-    named = [(found.blob, block) for found in ranges(table) for block in range(found.first, found.first + found.blocks)]
+    named = [
+        (found.blob, block)
+        for found in ranges(table, learned)
+        for block in range(found.first, found.first + found.blocks)
+    ]
 
     assert sorted(named) == [(blob, block) for blob in range(3) for block in range(21)]
