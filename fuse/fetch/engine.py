@@ -234,6 +234,11 @@ class Engine:
         for block in lend:
             self._lend_cached(port, number, blob, block)
 
+    def forget_wishes(self, port: Port, priority: Priority) -> None:
+        """What the port wished at this priority is wished no more; what is in flight comes all the same."""
+        with self.lock:
+            self._queue.forget(port, priority)
+
     def want_whole(self, port: Port, number: int) -> None:
         """Wishes all of a blob before what is ahead of readers; answered when it is verified, or will never be."""
         blob = port.mount.blobs[number]

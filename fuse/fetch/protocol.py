@@ -14,13 +14,16 @@ from typing import Final, Literal
 
 import msgspec
 
+from fuse.artifact.profile import Runs
 from fuse.errors import Fault
 from fuse.filesystem.table import View
 from fuse.registry.access import Access
 
-VERSION: Final = 1
+VERSION: Final = 2
 NEEDS: Final = 1
 """The oldest peer, holder or fetcher, that this version can speak with (docs/ARCHITECTURE.md, Versions)."""
+PROFILES_SINCE: Final = 2
+"""The version that knows `FindProfile`, and in sessions `Order` and `Learned`."""
 SOCKET_NAME: Final = "fetcher.sock"
 LOCK_NAME: Final = "fetcher.lock"
 BLOCK_BYTES: Final = 1024 * 1024
@@ -50,7 +53,7 @@ class Resolve(_Message, frozen=True, kw_only=True, tag="resolve"):
     access: Access
     view: View = View()
     look_again: bool = False
-    """The registry is asked for a chunk index even if it had none a moment ago."""
+    """The registry is asked for a chunk index and a profile even if it had none a moment ago, and both are waited for."""
 
 
 class Attach(_Message, frozen=True, kw_only=True, tag="attach"):
@@ -64,7 +67,7 @@ class Attach(_Message, frozen=True, kw_only=True, tag="attach"):
     registry: str
     """The host of the references that the table was made of: blobs are shared by mounts from one registry, and with no others."""
     reference: str = ""
-    """Of the artifact, with its repository, whose chunk index is used if it is known; empty for what is no artifact."""
+    """Of the artifact, with its repository: its chunk index and profile are used if they are known; empty for what is none."""
 
 
 class Grant(_Message, frozen=True, kw_only=True, tag="grant"):
@@ -136,6 +139,14 @@ class CacheVerify(_Message, frozen=True, kw_only=True, tag="cache_verify"):
     digests: tuple[str, ...] = ()
 
 
+class FindProfile(_Message, frozen=True, kw_only=True, tag="find_profile"):
+    """Asks for the profile of an artifact that is known here; answered by `FoundProfile`, or refused with NotFound."""
+
+    id: int
+    reference: str
+    """Pinned to the manifest."""
+
+
 class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
     """Gives up the request with this id, which then answers with a `Cancelled` fault."""
 
@@ -155,6 +166,7 @@ Request = (
     | CachePin
     | CacheUnpin
     | CacheVerify
+    | FindProfile
     | Cancel
 )
 
@@ -254,7 +266,15 @@ class CacheBlobs(_Message, frozen=True, kw_only=True, tag="cache_blobs"):
     last: bool
 
 
-Answer = Welcome | Done | Refused | Resolved | Whole | MountProgress | CacheBlobs
+class FoundProfile(_Message, frozen=True, kw_only=True, tag="found_profile"):
+    """Comes with one descriptor: a sealed memfd of the encoded profile (`fuse.artifact.profile`)."""
+
+    id: int
+    source: str
+    """`learned` from a load through this cache, or `pushed` to the registry by somebody."""
+
+
+Answer = Welcome | Done | Refused | Resolved | Whole | MountProgress | CacheBlobs | FoundProfile
 
 # ---- sessions: from the worker ----
 
@@ -272,13 +292,16 @@ class Want(_Message, frozen=True, kw_only=True, tag="want"):
     block; wanting what is there already answers at once.
 
     With `whole`, for all blocks of a blob: answered once, by a `Ready` of no blocks when the whole has been compared with its
-    digest, or by a `Failed` or `Quarantined` of the blob."""
+    digest, or by a `Failed` or `Quarantined` of the blob.
+
+    With `anew`, what the session has wished at this priority before is forgotten: the order has changed."""
 
     blob: int
     first: int
     count: int
     priority: Priority
     whole: bool = False
+    anew: bool = False
 
 
 class Damaged(_Message, frozen=True, kw_only=True, tag="damaged"):
@@ -289,7 +312,13 @@ class Damaged(_Message, frozen=True, kw_only=True, tag="damaged"):
     count: int
 
 
-FromWorker = Open | Want | Damaged
+class Learned(_Message, frozen=True, kw_only=True, tag="learned"):
+    """A load has touched these blocks, in this order. Only to a fetcher that has sent `Order`."""
+
+    runs: Runs
+
+
+FromWorker = Open | Want | Damaged | Learned
 
 # ---- sessions: to the worker ----
 
@@ -340,4 +369,14 @@ class Stalled(_Message, frozen=True, kw_only=True, tag="stalled"):
     fault: Fault | None = None
 
 
-ToWorker = Opened | Ready | Loan | Failed | Quarantined | Stalled
+class Order(_Message, frozen=True, kw_only=True, tag="order"):
+    """The first message of a session, and sent again when another order becomes known. Whoever sends it takes `Learned`.
+
+    Only to the worker of a holder whose greeting says that it knows this: that started the worker.
+    """
+
+    runs: Runs
+    """What an earlier load has touched, in its order; empty when none is known."""
+
+
+ToWorker = Opened | Ready | Loan | Failed | Quarantined | Stalled | Order

@@ -168,6 +168,13 @@ class Queue(Generic[B]):
                 end = max([run.next + 1, *(wish.end for wish in run.parked)])
                 self._cut(run, _up(end, run.blob.grain), requeue=False)
 
+    def forget(self, owner: Hashable, priority: Priority) -> None:
+        """Forgets the owner's wishes of one priority, but for those that wait for a run."""
+        self._lines[priority].pop(owner, None)
+        for blob, (until, wishes) in list(self._held.items()):
+            kept = [wish for wish in wishes if wish.owner != owner or wish.priority is not priority]
+            self._held[blob] = (until, kept)
+
     def drop_blob(self, blob: B, *, demand_only: bool) -> None:
         """Forgets the wishes for a blob that cannot be had; read-ahead and background may stay for a better day."""
         keep = Priority.READAHEAD if demand_only else len(Priority)

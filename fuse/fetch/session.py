@@ -15,11 +15,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
 from fuse import wire
+from fuse.artifact.profile import Runs
 from fuse.fetch import protocol
 from fuse.fetch.engine import PRIORITIES, Engine
 from fuse.fetch.mounts import Mount
@@ -33,12 +34,26 @@ _FULL: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS))
 _log = structlog.get_logger(__name__)
 
 
+class Profile(Protocol):
+    """In which order the mount's artifact is read; `fuse.fetch.profiles.MountProfile` is one. Thread-safe."""
+
+    def order(self) -> Runs:
+        """What is known, in the mount's numbers; empty if nothing is."""
+        ...
+
+    def learned(self, runs: Runs) -> None:
+        """What its worker says of a load. Never raises."""
+        ...
+
+
 class Session:
     """Serves one session socket until its peer is gone or `close` is called."""
 
-    def __init__(self, engine: Engine, mount: Mount, sock: socket.socket) -> None:
+    def __init__(self, engine: Engine, mount: Mount, sock: socket.socket, profile: Profile | None = None) -> None:
+        """`profile`: None for what is no artifact, and for a worker that knows nothing of profiles."""
         self._engine = engine
         self._mount = mount
+        self._profile = profile
         sock.settimeout(None)
         self._channel: wire.Channel[protocol.FromWorker] = wire.Channel(sock, protocol.FromWorker)
         self._state = threading.Condition(threading.Lock())
@@ -53,14 +68,21 @@ class Session:
         self._reader = threading.Thread(target=self._read, name=f"session-{mount.name}", daemon=True)
 
     def start(self) -> None:
+        self.tell_order()
         self._reader.start()
+
+    def tell_order(self) -> None:
+        """The order of the mount's artifact may be another one now."""
+        if self._profile is not None:
+            self.send(protocol.Order(runs=self._profile.order()))
 
     def close(self) -> None:
         """Hangs up; the threads end by themselves."""
         self._channel.hang_up()
 
-    def join(self) -> None:
-        self._reader.join()
+    def join(self, limit_s: float | None = None) -> None:
+        """Waits until what the worker had said before it went is done."""
+        self._reader.join(limit_s)
 
     # ---- answers ----
 
@@ -188,6 +210,10 @@ class Session:
             self._end()
 
     def _serve(self, message: protocol.FromWorker) -> None:
+        if isinstance(message, protocol.Learned):
+            if self._profile is not None:
+                self._profile.learned(message.runs)
+            return
         if not 0 <= message.blob < len(self._mount.blobs):
             raise IndexError(f"the mount has no blob {message.blob}")
         match message:
@@ -196,6 +222,8 @@ class Session:
                     self._engine.want_whole(self._port, message.blob)
                 else:
                     priority = PRIORITIES[message.priority]
+                    if message.anew:
+                        self._engine.forget_wishes(self._port, priority)
                     self._engine.want(self._port, message.blob, message.first, message.count, priority)
             case protocol.Open():
                 self._engine.open(self._port, message.blob, live=message.live)

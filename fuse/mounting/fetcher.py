@@ -99,11 +99,15 @@ class FetcherClient:
     ) -> tuple[protocol.Resolved, bytes]:
         """Proves that `access` may pull `reference`, and computes its table.
 
-        `look_again`: asks for a chunk index even if there was none a moment ago.
+        `look_again`: asks for a chunk index and a profile even if there was none a moment ago.
         """
         return self._twice(
             lambda connection: connection.resolve(reference, access, view, cancel, look_again=look_again)
         )
+
+    def find_profile(self, reference: str) -> tuple[str, bytes]:
+        """Whose profile of the artifact (pinned) is known, and the profile, encoded. Raises NotFound when there is none."""
+        return self._twice(lambda connection: connection.find_profile(reference))
 
     def cache_list(self) -> list[protocol.CachedBlob]:
         return self._blobs(lambda number: protocol.CacheList(id=number))

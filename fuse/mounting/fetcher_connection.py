@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from fuse import wire
+from fuse.artifact.profile import MAX_PROFILE_BYTES
 from fuse.errors import Cancelled, InvalidConfig, InvalidRequest, NotFound, Unavailable, from_fault
 from fuse.fetch import protocol
 from fuse.filesystem.table import MAX_TABLE_BYTES, View
@@ -81,6 +82,7 @@ class Connection:
         self._asking = threading.Lock()
         self._gone = False
         self._greeted = False
+        self._version = 0
         self._pinged: int | None = None
         self._child: process.Child | None = None
         self._last_words: Callable[[], str] = str
@@ -148,7 +150,7 @@ class Connection:
         return self._child.fate, self._last_words()
 
     def attach(self, mount: str, registry: str, session: int, table: int, *, reference: str = "") -> None:
-        """`reference`: of the artifact, whose chunk index is to prove its blobs."""
+        """`reference`: of the artifact, whose chunk index is to prove its blobs, and whose profile to order them."""
         self.ask(
             lambda number: protocol.Attach(id=number, mount=mount, registry=registry, reference=reference),
             (session, table),
@@ -219,9 +221,23 @@ class Connection:
         )
         try:
             resolved = _only(self._wait(pending, limit_s=None, cancel=cancel), protocol.Resolved)
-            if len(pending[1].fds) != 1:
-                raise Unavailable("the fetcher sent no table", where=reference)
-            return resolved, wire.read_whole(pending[1].fds[0], MAX_TABLE_BYTES)
+            return resolved, _content(pending[1], MAX_TABLE_BYTES, reference)
+        finally:
+            self.forget(pending)
+
+    def find_profile(self, reference: str) -> tuple[str, bytes]:
+        """Whose profile of the artifact (pinned) is known, and the profile, encoded. Raises NotFound when there is none,
+        InvalidRequest when the fetcher is too old to know any."""
+        if self._version < protocol.PROFILES_SINCE:
+            raise InvalidRequest(
+                "the fetcher that runs is of an older version, which knows no profiles",
+                where=str(self.path),
+                fix="end what uses this cache directory",
+            )
+        pending = self._send(lambda number: protocol.FindProfile(id=number, reference=reference), ())
+        try:
+            found = _only(self._wait(pending, limit_s=_ANSWER_LIMIT_S, cancel=None), protocol.FoundProfile)
+            return found.source, _content(pending[1], MAX_PROFILE_BYTES, reference)
         finally:
             self.forget(pending)
 
@@ -259,6 +275,7 @@ class Connection:
             if self._gone:
                 raise Unavailable("the fetcher ended at once", where=str(self.path))
             self._greeted = True
+            self._version = welcome.version
         return welcome.pid
 
     def _send(self, make: Callable[[int], protocol.Request], fds: Sequence[int]) -> tuple[int, _Pending]:
@@ -352,6 +369,13 @@ class Connection:
 
 def _left(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _content(pending: _Pending, limit_bytes: int, where: str) -> bytes:
+    """What came beside the answer."""
+    if len(pending.fds) != 1:
+        raise Unavailable("the fetcher sent no content with its answer", where=where)
+    return wire.read_whole(pending.fds[0], limit_bytes)
 
 
 def _only(answers: list[protocol.Answer], kind: type[_AnswerT]) -> _AnswerT:

@@ -28,6 +28,7 @@ from fuse.errors import Corrupt
 from fuse.fetch.protocol import BLOCK_BYTES
 from fuse.filesystem.tree import Tree
 from fuse.prefetch.streams import MAX_WINDOW_BYTES, Streams
+from fuse.prefetch.touches import Touches
 from fuse.worker.served import Served
 from fuse.worker.session_client import BlobState, FetchSession
 from fuse.worker.waiters import joined
@@ -62,12 +63,22 @@ class Counters:
 
 
 class Reader:
-    """Reads the files of one tree. `clock` is monotonic."""
+    """Reads the files of one tree. `touches` notes what is read; `on_open` is called before a file is. `clock` is monotonic."""
 
-    def __init__(self, tree: Tree, session: FetchSession, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        session: FetchSession,
+        *,
+        touches: Touches | None = None,
+        on_open: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._tree = tree
         self._session = session
         self._clock = clock
+        self._touches = touches or Touches(tree.table)
+        self._on_open = on_open
         self._streams = Streams()
         self._watching = threading.Lock()
         """Held while the streams look at a read."""
@@ -91,6 +102,7 @@ class Reader:
 
     def prepare(self, ino: int) -> None:
         """A file is being opened. Raises Corrupt when its blob is quarantined. On trio's thread."""
+        self._on_open()
         extent = self._tree.extent(ino)
         if extent.blob >= 0:
             state = self._session.blobs[extent.blob]
@@ -100,7 +112,7 @@ class Reader:
 
     def server(self) -> Server:
         """What one more thread reads with. Thread-safe."""
-        server = Server(self._tree, self._session, self._look_ahead, self._served)
+        server = Server(self._tree, self._session, self._look_ahead, self._served, self._touches)
         self._servers.append(server)
         return server
 
@@ -214,6 +226,7 @@ class Server:
         session: FetchSession,
         look_ahead: Callable[[BlobState, CachedBlob | None, int, int, int], None],
         served: Served,
+        touches: Touches,
     ) -> None:
         self._tree = tree
         self._session = session
@@ -221,6 +234,7 @@ class Server:
         self._buffer = memoryview(bytearray(MAX_READ_BYTES))
         self._block: memoryview | None = None
         self._served = served
+        self._touches = touches
         self._borrowed: tuple[BlobState, int, int] | None = None
         self.counters = Counters()
 
@@ -230,14 +244,16 @@ class Server:
         length = min(size, file_size - offset)
         if length <= 0 or blob < 0:
             return self._buffer[:0]
+        position = start + offset
+        self._touches.note(blob, position >> _SHIFT, (position + length - 1) >> _SHIFT)
         state = self._session.blobs[blob]
         cached = state.borrow()
         if cached is None or not cached.complete:
             self._look_ahead(state, cached, ino, offset, length)
         if cached is None:
             return None
-        if length <= MAX_READ_BYTES and self._fill(cached, start + offset, length):
-            self._borrowed = state, start + offset, length
+        if length <= MAX_READ_BYTES and self._fill(cached, position, length):
+            self._borrowed = state, position, length
             self.counters.reads += 1
             self.counters.bytes_read += length
             self.counters.at_once += 1

@@ -22,6 +22,8 @@ from fuse.errors import Fault
 from fuse.filesystem.table import Table
 from fuse.filesystem.tree import Tree
 from fuse.prefetch import order
+from fuse.prefetch.touches import Touches
+from fuse.worker.learning import Learning
 from fuse.worker.operations import TreeOperations
 from fuse.worker.reader import Reader
 from fuse.worker.session import Session
@@ -45,11 +47,13 @@ class Worker:
         self._fetch = FetchSession(
             len(table.blobs),
             withheld=_withheld(table) if start.spec.verify == "strict" else frozenset(),
-            background=lambda: order.ranges(table),
+            background=lambda learned: order.ranges(table, learned),
             on_condition=self._condition_changed,
             on_quarantine=self._quarantined,
         )
-        self._reader = Reader(self._tree, self._fetch)
+        touches = Touches(table)
+        self._learning = Learning(touches, self._fetch.tell_learned)
+        self._reader = Reader(self._tree, self._fetch, touches=touches, on_open=self._learning.opened)
         self._operations = TreeOperations(self._tree, self._reader)
         self._set_prefetch(start.spec.prefetch)
         self._session = Session(self._operations, self._reader, device, start.init, start.reply, resend=start.resend)
@@ -65,6 +69,7 @@ class Worker:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._fetch_always, control, self._first_session)
+                nursery.start_soon(self._learning.run)
                 async with self._session.serving():
                     await self._send(control, spec.Started(reply=self._session.reply))
                     nursery.start_soon(self._listen, control)
@@ -97,7 +102,7 @@ class Worker:
         async for sock in sockets:
             number += 1
             with trio.CancelScope() as self._current_session:
-                await self._fetch.run(sock)
+                await self._fetch.run(sock, last_words=self._learning.untold)
                 await self._send(control, spec.SessionLost(session=number))
 
     async def _replace_session(self, fds: list[int]) -> None:

@@ -21,10 +21,12 @@ import structlog
 import trio
 
 from fuse import wire
+from fuse.artifact.profile import Runs
 from fuse.cache.blob import CachedBlob
 from fuse.errors import Corrupt, Fault, Unverified, WeightlessError, from_fault
 from fuse.fetch import protocol
 from fuse.prefetch.order import Range
+from fuse.worker.background import Background
 from fuse.worker.waiters import Run, WaitTable
 
 KEPT_LOANS: Final = 16
@@ -39,6 +41,8 @@ WHOLE_PATIENCE_S: Final = 10.0
 _WITHHELD: Final = Unverified(
     "reads wait until the whole of their file has come and been verified (verify: strict)"
 ).to_fault()
+
+_FDS_SPACE: Final = socket.CMSG_SPACE(4 * wire.MAX_FDS)
 
 _log = structlog.get_logger()
 
@@ -129,14 +133,17 @@ class BlobState:
 
 
 class FetchSession:
-    """`on_condition` is told the fault of the moment (None: all is well) and whether it is permanent."""
+    """`on_condition` is told the fault of the moment (None: all is well) and whether it is permanent.
+
+    `background` plans what is fetched that nobody asked for, by what an earlier load has touched.
+    """
 
     def __init__(
         self,
         blobs: int,
         *,
         withheld: frozenset[int] = frozenset(),
-        background: Callable[[], Iterator[Range]],
+        background: Callable[[Runs], Iterator[Range]],
         on_condition: Callable[[Fault | None, bool], None],
         on_quarantine: Callable[[int], None],
     ) -> None:
@@ -148,9 +155,9 @@ class FetchSession:
         """Blobs whose readers have waited long for the whole."""
         self.waits = WaitTable()
         self.loans: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._plan = background
-        self._background: Iterator[Range] | None = None
-        self._prefetch = False
+        self._background = Background(background)
+        self._learns = False
+        """The fetcher of this session takes what a load has touched."""
         self._on_condition = on_condition
         self._on_quarantine = on_quarantine
         self._decoder: msgspec.json.Decoder[protocol.ToWorker] = msgspec.json.Decoder(protocol.ToWorker)
@@ -246,26 +253,43 @@ class FetchSession:
 
     # ---- for the worker ----
 
+    def tell_learned(self, runs: Runs) -> bool:
+        """A load has touched these blocks. False when there is no fetcher, or none that wants to know."""
+        if self._learns:
+            self._post(protocol.Learned(runs=runs))
+        return self._learns
+
     def set_prefetch(self, on: bool) -> None:
         """Whether the rest is fetched in the background; what was asked already is not taken back."""
-        if on and not self._prefetch:
-            self._background = self._plan()
-            self._wake.set()
-        elif not on:
-            self._background = None
-        self._prefetch = on
+        self._background.turn(on)
+        self._wake.set()
 
-    async def run(self, sock: socket.socket) -> None:
-        """Speaks with one fetcher until it is gone. Closes `sock`."""
+    async def run(self, sock: socket.socket, *, last_words: Callable[[], Runs] = tuple) -> None:
+        """Speaks with one fetcher until it is gone. Closes `sock`.
+
+        `last_words`: what is still to be told of a load when this ends.
+        """
         self._token = trio.lowlevel.current_trio_token()
         self._stalled = None
         self._tell()
-        self._ask_again()
         with trio.socket.from_stdlib_socket(sock) as stream:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send, stream)
-                await self._receive(stream)
-                nursery.cancel_scope.cancel()
+            # What the fetcher says first is there already, for it was said before this socket was handed over: so the
+            # background begins in the right order, and nobody waits for a fetcher that says nothing.
+            self._learns = False
+            self._receive_nowait(sock)
+            self._ask_again()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send, stream)
+                    await self._receive(stream)
+                    nursery.cancel_scope.cancel()
+            finally:
+                runs = last_words() if self._learns else ()
+                self._learns = False
+                if runs:
+                    # Nothing is waited for any more: it is only a hint.
+                    with suppress(OSError):
+                        sock.send(wire.encode(protocol.Learned(runs=runs)))
         _log.info("fetcher_gone", waiting_blocks=len(self.waits))
 
     def close(self) -> None:
@@ -285,8 +309,7 @@ class FetchSession:
                 self._want_whole(state)
         for blob, (first, count) in self.waits.outstanding():
             self._urgent.append(protocol.Want(blob=blob, first=first, count=count, priority="demand"))
-        if self._prefetch:
-            self._background = self._plan()
+        self._background.start_over()
 
     def _want_whole(self, state: BlobState) -> None:
         blocks = state.cached.blocks if state.cached is not None else 1
@@ -310,11 +333,7 @@ class FetchSession:
             return self._urgent.popleft()
         if self._wishes:
             return self._wishes.popleft()
-        if self._background is not None:
-            for blob, first, count in self._background:
-                return protocol.Want(blob=blob, first=first, count=count, priority="background")
-            self._background = None
-        return None
+        return self._background.next()
 
     async def _send(self, stream: trio.socket.SocketType) -> None:
         # A fetcher that has died is seen by the receiver; what could not be sent is asked again.
@@ -330,22 +349,35 @@ class FetchSession:
     # ---- receiving ----
 
     async def _receive(self, stream: trio.socket.SocketType) -> None:
-        space = socket.CMSG_SPACE(4 * wire.MAX_FDS)
         while True:
             try:
-                packet, ancillary, _, _ = await stream.recvmsg(wire.MAX_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+                packet, ancillary, _, _ = await stream.recvmsg(
+                    wire.MAX_MESSAGE_BYTES, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC
+                )
             except ConnectionResetError:
                 return
             if not packet:
                 return
-            fds = wire.fds_of(ancillary)
-            try:
-                self._take(self._decoder.decode(packet), fds)
-            except msgspec.DecodeError as error:
-                # A newer fetcher may say what we do not know; what we need from it, we ask for again after its restart.
-                _log.error("fetcher_message_unknown", error=error)
-            finally:
-                wire.close_all(fds)
+            self._take_packet(packet, ancillary)
+
+    def _receive_nowait(self, sock: socket.socket) -> None:
+        """What has come already. The end of the session is left for `_receive` to see: it comes again."""
+        with suppress(BlockingIOError, ConnectionResetError):
+            while True:
+                packet, ancillary, _, _ = sock.recvmsg(wire.MAX_MESSAGE_BYTES, _FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
+                if not packet:
+                    return
+                self._take_packet(packet, ancillary)
+
+    def _take_packet(self, packet: bytes, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
+        fds = wire.fds_of(ancillary)
+        try:
+            self._take(self._decoder.decode(packet), fds)
+        except msgspec.DecodeError as error:
+            # A newer fetcher may say what we do not know; what we need from it, we ask for again after its restart.
+            _log.error("fetcher_message_unknown", error=error)
+        finally:
+            wire.close_all(fds)
 
     def _take(self, message: protocol.ToWorker, fds: list[int]) -> None:
         """Applies one message. Descriptors that it keeps are removed from `fds`."""
@@ -383,6 +415,10 @@ class FetchSession:
             case protocol.Stalled(fault=fault):
                 self._stalled = fault
                 self._tell()
+            case protocol.Order(runs=runs):
+                self._learns = True
+                self._background.reorder(runs)
+                self._wake.set()
             case _:
                 _log.error("fetcher_message_incomplete", message=type(message).__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fuse import wire
-from fuse.errors import Cancelled, InvalidConfig, NoSpace, NotFound, Unavailable, WeightlessError
+from fuse.errors import Cancelled, InvalidConfig, InvalidRequest, NoSpace, NotFound, Unavailable, WeightlessError
 from fuse.fetch import protocol
 from fuse.filesystem import table
 from fuse.filesystem.table import View
@@ -221,7 +221,7 @@ def test_a_peer_that_talks_nonsense_is_left(here: Place) -> None:
     path.unlink()
 
 
-@pytest.mark.parametrize(("needs", "refused"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("needs", "refused"), [(protocol.VERSION, False), (protocol.VERSION + 1, True)])
 def test_a_later_version_is_refused_when_it_needs_a_later_peer(here: Place, needs: int, refused: bool) -> None:
     """And only then: an upgrade and a rollback go on with what is there."""
     path = here.box.run / "newer.sock"
@@ -242,6 +242,29 @@ def test_a_later_version_is_refused_when_it_needs_a_later_peer(here: Place, need
         else:
             Connection(path, on_gone=lambda _: None).close()
         talking.result(10)
+    path.unlink()
+
+
+def test_a_fetcher_that_knows_no_profiles_is_not_asked_for_one(here: Place) -> None:
+    """It would hang up, for all who use the connection."""
+    path = here.box.run / "older.sock"
+    with wire.listen(path) as listener, ThreadPoolExecutor(1) as threads:
+
+        def talk() -> list[protocol.Request]:
+            channel: wire.Channel[protocol.Request] = wire.Channel(listener.accept()[0], protocol.Request)
+            asked: list[protocol.Request] = []
+            with channel:
+                while (received := channel.receive()) is not None:
+                    asked.append(received[0])
+                    channel.send(protocol.Welcome(id=received[0].id, pid=1, version=1))
+            return asked
+
+        talking = threads.submit(talk)
+        connection = Connection(path, on_gone=lambda _: None)
+        with pytest.raises(InvalidRequest, match="older version"):
+            connection.find_profile(REFERENCE)
+        connection.close()
+        assert ["Hello"] == [type(request).__name__ for request in talking.result(10)]
     path.unlink()
 
 

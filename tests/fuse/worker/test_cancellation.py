@@ -108,7 +108,7 @@ def test_a_read_given_up_at_any_moment_leaves_nothing(tmp_path: Path, scenario: 
 
 async def _one(fetcher: FakeFetcher, at: int, others: int) -> bool:
     """Whether the read was over before it came to moment `at`."""
-    session = FetchSession(1, background=lambda: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None)
+    session = FetchSession(1, background=lambda _: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None)
     reader = Reader(Tree(table_of({"whole": (0, 0, len(CONTENT))}, [CONTENT])), session)
     reader.set_prefetch(full=False)
     served = 0
@@ -165,7 +165,7 @@ def test_a_read_given_up_while_it_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def _failing(fetcher: FakeFetcher, at: int) -> bool:
-    session = FetchSession(1, background=lambda: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None)
+    session = FetchSession(1, background=lambda _: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None)
     reader = Reader(Tree(table_of({"whole": (0, 0, len(CONTENT))}, [CONTENT])), session)
     failed = 0
 

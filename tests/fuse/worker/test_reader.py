@@ -47,7 +47,7 @@ class Bench:
         self.quarantined: list[int] = []
         self.session = FetchSession(
             2,
-            background=lambda: order.ranges(table),
+            background=lambda _: order.ranges(table),
             on_condition=lambda fault, permanent: self.conditions.append((fault, permanent)),
             on_quarantine=self.quarantined.append,
         )
@@ -449,7 +449,7 @@ def test_sequential_reading_is_ahead_in_large_ranges(tmp_path: Path) -> None:
 
     async def main() -> None:
         session = FetchSession(
-            1, background=lambda: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None
+            1, background=lambda _: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None
         )
         reader = Reader(Tree(table), session)
         reader.set_prefetch(full=True)

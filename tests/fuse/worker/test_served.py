@@ -28,7 +28,7 @@ class Bench:
         self.fd = os.open(self.blob._data, os.O_RDONLY)
         os.fsync(self.fd)
         self.session = FetchSession(
-            1, background=lambda: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None
+            1, background=lambda _: iter(()), on_condition=lambda *_: None, on_quarantine=lambda _: None
         )
         self.state = self.session.blobs[0]
         self.state.replace(CachedBlob(os.dup(self.fd), os.open(self.blob._index, os.O_RDONLY)))
