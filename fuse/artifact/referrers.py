@@ -1,28 +1,50 @@
 """Referrers: manifests that say of another one "this is about you" (OCI distribution-spec 1.1, "Listing Referrers"), here those
-that carry a chunk index.
+that carry one document of ours, a chunk index or a profile.
 
-Reads and writes the JSON documents: the index's own manifest, a list of referrers, and the list that stands in for it under a
+Reads and writes the JSON around it: the document's own manifest, a list of referrers, and the list that stands in for it under a
 tag where a registry cannot list them ("Referrers Tag Schema"). Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
-from fuse.artifact.chunks import MAX_INDEX_BYTES
 from fuse.artifact.digest import Digest
 from fuse.artifact.formats import EMPTY
 from fuse.artifact.manifest import MAX_MANIFEST_BYTES, OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Manifest, parse
 from fuse.errors import InvalidArtifact, NotAModel
 
-ARTIFACT_TYPE: Final = "application/vnd.weightless.chunk-index.v1"
-LAYER_TYPE: Final = "application/vnd.weightless.chunk-index.v1.digests"
 EMPTY_CONTENT: Final = b"{}"
 MOST_CANDIDATES: Final = 4
-"""So many indexes of one manifest are looked at before it counts as having none."""
+"""So many of one kind are looked at before a manifest counts as having none."""
+_CREATED: Final = "org.opencontainers.image.created"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What a referrer of ours carries."""
+
+    name: str
+    """For people."""
+    artifact_type: str
+    layer_type: str
+
+
+CHUNK_INDEX: Final = Kind(
+    name="chunk index",
+    artifact_type="application/vnd.weightless.chunk-index.v1",
+    layer_type="application/vnd.weightless.chunk-index.v1.digests",
+)
+PROFILE: Final = Kind(
+    name="profile",
+    artifact_type="application/vnd.weightless.profile.v1+json",
+    layer_type="application/vnd.weightless.profile.v1+json",
+)
 
 
 def tag_of(subject: Digest) -> str:
@@ -30,55 +52,74 @@ def tag_of(subject: Digest) -> str:
     return f"{subject.algorithm[:32]}-{subject.hex[:64]}"
 
 
-def manifest_of(subject: dict[str, Any], content: bytes) -> bytes:
-    """The manifest of the chunk index `content` about `subject` (a descriptor). The same for the same input, byte by byte."""
+def manifest_of(kind: Kind, subject: dict[str, Any], content: bytes, *, created: int | None = None) -> bytes:
+    """The manifest of the document `content` about `subject` (a descriptor). The same for the same input, byte by byte.
+
+    `created`: the document's own time (Unix), where there may be several and the newest counts.
+    """
     empty = {"mediaType": EMPTY, "digest": str(Digest.of(EMPTY_CONTENT)), "size": len(EMPTY_CONTENT)}
-    layer = {"mediaType": LAYER_TYPE, "digest": str(Digest.of(content)), "size": len(content)}
+    layer = {"mediaType": kind.layer_type, "digest": str(Digest.of(content)), "size": len(content)}
     return msgspec.json.encode(
         {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
-            "artifactType": ARTIFACT_TYPE,
+            "artifactType": kind.artifact_type,
             "config": empty,
             "layers": [layer],
             "subject": subject,
         }
+        | _annotations(created)
     )
+
+
+def entry_of(kind: Kind, manifest: bytes, *, created: int | None = None) -> dict[str, Any]:
+    """What a list of referrers says of the `manifest` that `manifest_of` made."""
+    return descriptor(OCI_MANIFEST, manifest, artifactType=kind.artifact_type) | _annotations(created)
+
+
+def _annotations(created: int | None) -> dict[str, Any]:
+    if created is None:
+        return {}
+    return {"annotations": {_CREATED: datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}}
 
 
 def descriptor(media_type: str, content: bytes, **more: str) -> dict[str, Any]:
     return {"mediaType": media_type, "digest": str(Digest.of(content)), "size": len(content)} | more
 
 
-def index_blob(content: bytes, media_type: str, digest: Digest, subject: Digest, expected_bytes: int) -> Descriptor:
-    """The blob that holds the chunk index, as its manifest says. Raises InvalidArtifact if it is none about `subject`."""
+def document_blob(
+    kind: Kind, content: bytes, media_type: str, digest: Digest, subject: Digest, *, fits: Callable[[int], bool]
+) -> Descriptor:
+    """The blob that holds the document, as its manifest says. Raises InvalidArtifact if it is none of `kind` about `subject`, or
+    of a size that does not fit."""
+    where = f"manifest {digest}"
     found = parse(content, content_type=media_type, digest=digest)
-    if not isinstance(found, Manifest) or found.kind != ARTIFACT_TYPE:
-        raise InvalidArtifact("not the manifest of a chunk index", where=f"manifest {digest}")
+    if not isinstance(found, Manifest) or found.kind != kind.artifact_type:
+        raise InvalidArtifact(f"not the manifest of a {kind.name}", where=where)
     if found.subject is None or found.subject.digest != subject:
-        raise InvalidArtifact("a chunk index about another manifest", where=f"manifest {digest}")
-    if len(found.layers) != 1 or found.layers[0].media_type != LAYER_TYPE:
-        raise InvalidArtifact("a chunk index that is not one layer", where=f"manifest {digest}")
-    layer = found.layers[0]
-    if layer.size != expected_bytes or layer.size > MAX_INDEX_BYTES:
-        raise InvalidArtifact(
-            f"a chunk index of {layer.size} bytes, where the layers need {expected_bytes}", where=f"manifest {digest}"
-        )
-    return layer
+        raise InvalidArtifact(f"a {kind.name} about another manifest", where=where)
+    if len(found.layers) != 1 or found.layers[0].media_type != kind.layer_type:
+        raise InvalidArtifact(f"a {kind.name} that is not one layer", where=where)
+    if not fits(found.layers[0].size):
+        raise InvalidArtifact(f"no {kind.name} of this manifest has {found.layers[0].size} bytes", where=where)
+    return found.layers[0]
 
 
-def candidates(listing: bytes, media_type: str) -> list[Descriptor]:
-    """The chunk indexes in a list of referrers, in an order that does not depend on the registry. Raises InvalidArtifact."""
+def candidates(kind: Kind, listing: bytes, media_type: str) -> list[Descriptor]:
+    """Those of `kind` in a list of referrers, in an order that does not depend on the registry: the newest first, where they have
+    a date. Raises InvalidArtifact."""
     try:
         found = parse(listing, content_type=media_type, digest=Digest.of(listing))
     except NotAModel as error:
         raise InvalidArtifact(error.what, where="the list of referrers") from error
     if not isinstance(found, Index):
         raise InvalidArtifact("not a list of referrers", where="the list of referrers")
-    ours = {entry.digest: entry for entry in found.manifests if entry.artifact_type == ARTIFACT_TYPE}
-    return sorted(
+    ours = {entry.digest: entry for entry in found.manifests if entry.artifact_type == kind.artifact_type}
+    ordered = sorted(
         (entry for entry in ours.values() if entry.size <= MAX_MANIFEST_BYTES), key=lambda entry: str(entry.digest)
     )
+    # Dates as we write them are in the order of their letters.
+    return sorted(ordered, key=lambda entry: entry.annotations.get(_CREATED, ""), reverse=True)
 
 
 def listed(listing: bytes) -> Sequence[dict[str, Any]]:

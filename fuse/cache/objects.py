@@ -22,7 +22,7 @@ _MAGIC: Final = b"wlobj1\0\0"
 MOST_BYTES: Final = 512 * 1024 * 1024
 MOST_FILES: Final = 50_000
 """Bounds of what is remembered, all kinds together. Twice a table of the largest size fits."""
-_BOUNDED: Final = ("manifests", "tables", "offsets", "chunks", "proofs")
+_BOUNDED: Final = ("manifests", "tables", "offsets", "chunks", "profiles", "pushed", "proofs")
 """Kinds that may be forgotten at any time."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
 _log = structlog.get_logger(__name__)

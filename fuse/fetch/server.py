@@ -17,16 +17,18 @@ from typing import Final
 import structlog
 
 from fuse import wire
+from fuse.artifact import profile
 from fuse.artifact.digest import Digest
 from fuse.artifact.manifest import Manifest
 from fuse.artifact.reference import Reference
 from fuse.cache.store import BlobKey, scope_of
 from fuse.errors import Cancelled, Conflict, InvalidArtifact, InvalidRequest, NotFound, Unavailable, WeightlessError
 from fuse.fetch import protocol
-from fuse.fetch.chunkindex import WAIT_S, ChunkIndexes
 from fuse.fetch.engine import Engine
 from fuse.fetch.inventory import Inventory
+from fuse.fetch.lookups import Lookup, Lookups
 from fuse.fetch.mounts import Mount
+from fuse.fetch.profiles import MountProfile
 from fuse.fetch.proofs import Proofs
 from fuse.fetch.reader import EngineReader
 from fuse.fetch.resolve import resolve
@@ -42,6 +44,8 @@ _MOST_LONG_REQUESTS: Final = 64
 _MOST_OF_ONE_REGISTRY: Final = 16
 """Of these, resolves that ask the same registry: one that drips its answers does not take the places of all others."""
 _BLOBS_A_MESSAGE: Final = 200
+_LAST_WORDS_S: Final = 1.0
+"""How long a mount that is detached is waited for, until what its worker said at its end is on the disk."""
 
 _log = structlog.get_logger(__name__)
 
@@ -52,6 +56,7 @@ class _Attached:
     registry: str
     manifests: tuple[Digest, ...]
     """Of the artifacts that are mounted."""
+    profile: MountProfile | None
     session: Session | None
 
 
@@ -70,7 +75,7 @@ class Connection(threading.Thread):
         self._channel: wire.Channel[protocol.Request] = wire.Channel(sock, protocol.Request)
         self._engine = engine
         self._inventory = Inventory(engine)
-        self._chunk_indexes = ChunkIndexes(engine.shelf.store.objects)
+        self._lookups = Lookups(engine.shelf.store.objects)
         self._transport = transport
         self._proofs = proofs
         self._on_end = on_end
@@ -78,6 +83,9 @@ class Connection(threading.Thread):
         self._long: dict[int, tuple[threading.Event, str]] = {}
         """What takes long, by request: how to give it up, and the registry that it asks (empty: none)."""
         self._lock = threading.Lock()
+        self._telling = threading.Lock()
+        """Held while a session is told of an order: the newest that is known is what it hears last."""
+        self._peer_version = 0
 
     def run(self) -> None:
         try:
@@ -99,6 +107,9 @@ class Connection(threading.Thread):
             running = [cancel for cancel, _ in self._long.values()]
         for cancel in running:
             cancel.set()
+        for attached in list(self._mounts.values()):
+            if attached.session is not None:
+                attached.session.close()  # all of them, before one is waited for
         for attached in list(self._mounts.values()):
             self._detach(attached)
         self._mounts.clear()
@@ -141,6 +152,9 @@ class Connection(threading.Thread):
                 return self._pin(message, fds)
             case protocol.CacheUnpin():
                 self._inventory.unpin(message.names)
+            case protocol.FindProfile():
+                self._find_profile(message)
+                return None
             case protocol.Progress():
                 return self._engine.progress(self._mount(message.mount).mount, message.id)
             case protocol.Cancel():
@@ -151,13 +165,13 @@ class Connection(threading.Thread):
                 return None
         return protocol.Done(id=message.id)
 
-    @staticmethod
-    def _hello(message: protocol.Hello) -> protocol.Answer:
+    def _hello(self, message: protocol.Hello) -> protocol.Answer:
         if message.needs > protocol.VERSION or message.version < protocol.NEEDS:
             raise InvalidRequest(
                 f"the fetcher speaks version {protocol.VERSION} of its protocol, the caller version {message.version}",
                 fix="use one version of weightless for one cache directory",
             )
+        self._peer_version = message.version
         return protocol.Welcome(id=message.id, pid=os.getpid())
 
     def _repository(self, reference: Reference, access: Access) -> Repository:
@@ -183,7 +197,7 @@ class Connection(threading.Thread):
         if attached.mount.chunks or reference.host != attached.registry:
             return
         for digest in attached.manifests:
-            known = self._chunk_indexes.known(reference, digest)
+            known = self._lookups.chunk_indexes.known(reference, digest)
             if known is not None:
                 self._engine.know_chunks(attached.mount, known.chunks, authentic=known.authentic, key=known.key)
 
@@ -204,14 +218,48 @@ class Connection(threading.Thread):
         sock = socket.socket(fileno=fds.pop(0))
         if attached is None:
             manifests = tuple(Digest.parse(artifact.digest) for artifact in table.artifacts)
-            attached = _Attached(self._engine.attach(message.mount, keys), message.registry, manifests, None)
+            attached = _Attached(self._engine.attach(message.mount, keys), message.registry, manifests, None, None)
             self._mounts[message.mount] = attached
         elif attached.session is not None:
             attached.session.close()  # a new worker takes the place of the old one
         if message.reference:
-            self._use_chunk_index(attached, Reference.parse(message.reference))
-        attached.session = Session(self._engine, attached.mount, sock)
-        attached.session.start()
+            reference = Reference.parse(message.reference)
+            self._use_chunk_index(attached, reference)
+            attached.profile = self._profile_of(reference, table)
+        with self._telling:
+            attached.session = Session(self._engine, attached.mount, sock, attached.profile)
+            attached.session.start()
+
+    def _profile_of(self, reference: Reference, table: inode_table.Table) -> MountProfile | None:
+        """Of a mount of one artifact: an order of several is no other mount's."""
+        if self._peer_version < protocol.PROFILES_SINCE or len(table.artifacts) != 1:
+            return None
+        digest = Digest.parse(table.artifacts[0].digest)
+        blobs = [(blob.digest, blob.size) for blob in table.blobs]
+        return MountProfile(self._lookups.profiles, reference, digest, blobs)
+
+    def _profile_found(self, reference: Reference, digest: Digest) -> None:
+        """On the thread that asked the registry."""
+        with self._telling:
+            for attached in list(self._mounts.values()):
+                if attached.session and attached.profile and attached.profile.is_of(reference, digest):
+                    attached.session.tell_order()
+
+    def _find_profile(self, message: protocol.FindProfile) -> None:
+        reference = Reference.parse(message.reference)
+        known = self._lookups.profiles.known(reference, reference.digest) if reference.digest is not None else None
+        if known is None:
+            raise NotFound(
+                "no load of this artifact is known here",
+                where=message.reference,
+                fix="mount it, and let something load it",
+            )
+        source, found = known
+        fd = wire.sealed_memfd("profile", profile.encode(found))
+        try:
+            self._send(protocol.FoundProfile(id=message.id, source=source), (fd,))
+        finally:
+            os.close(fd)
 
     def _pin(self, message: protocol.CachePin, fds: list[int]) -> protocol.Answer:
         if message.digests:
@@ -233,6 +281,7 @@ class Connection(threading.Thread):
     def _detach(self, attached: _Attached) -> None:
         if attached.session is not None:
             attached.session.close()
+            attached.session.join(_LAST_WORDS_S)
         self._engine.detach(attached.mount)
 
     # ---- what takes long ----
@@ -291,11 +340,15 @@ class Connection(threading.Thread):
         reference = Reference.parse(message.reference)
         repository = self._repository(reference, message.access)
         leave = self._proofs.of(message.access, reference.name)
-        lookups: list[threading.Thread | None] = []
+        lookups: list[Lookup | None] = []
 
-        def look_for_chunks(manifest: Manifest) -> None:
+        def look_up(manifest: Manifest) -> None:
             origin = partial(Origin, reference, message.access, self._transport)
-            lookups.append(self._chunk_indexes.begin(origin, reference, manifest, again=message.look_again))
+            lookups.append(
+                self._lookups.begin(
+                    origin, reference, manifest, again=message.look_again, on_profile=self._profile_found
+                )
+            )
 
         with EngineReader(self._engine, repository, reference.host, cancel) as reader:
             found = resolve(
@@ -306,11 +359,11 @@ class Connection(threading.Thread):
                 message.view,
                 cancel=cancel,
                 leave=leave,
-                on_manifest=look_for_chunks,
+                on_manifest=look_up,
             )
         for lookup in lookups:
             if lookup is not None:
-                lookup.join(WAIT_S)
+                lookup.wait(everything=message.look_again)
         if cancel.is_set():
             raise Cancelled("given up", where=message.reference)
         fd = wire.sealed_memfd("table", found.encoded)

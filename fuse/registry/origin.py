@@ -6,6 +6,7 @@ call, for the caller knows whether it is worth another. Thread-safe, blocking.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 from urllib.parse import quote
@@ -32,6 +33,16 @@ from fuse.registry.transport import Transport
 
 _UNKNOWN: Final = frozenset({400, 404, 405, 501})
 """How registries without the referrers API answer a request for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferrersList:
+    """A list of referrers as the registry sent it."""
+
+    content: bytes
+    media_type: str
+    filtered: bool
+    """It says that it has left out other types than the one that was asked for."""
 
 
 class Origin:
@@ -61,7 +72,7 @@ class Origin:
 
     # ---- reading ----
 
-    def referrers(self, subject: Digest, artifact_type: str) -> Manifest | None:
+    def referrers(self, subject: Digest, artifact_type: str) -> ReferrersList | None:
         """The list of manifests about `subject`, perhaps with others than of this type among them; None when there is no API.
 
         Only the first page: whoever filters has few. Raises what a registry raises.
@@ -71,7 +82,9 @@ class Origin:
         if reply.status in _UNKNOWN:
             reply.close()
             return None
-        return self._document(reply, f"the referrers of {subject}", None)
+        filtered = "artifactType" in reply.header("OCI-Filters-Applied")
+        found = self._document(reply, f"the referrers of {subject}", None)
+        return ReferrersList(content=found.content, media_type=found.media_type, filtered=filtered)
 
     def manifest(self, target: str) -> Manifest | None:
         """A manifest by tag or digest (which it then matches); None when there is none. Raises also Corrupt."""

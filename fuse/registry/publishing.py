@@ -1,4 +1,4 @@
-"""Pushing the chunk index of a manifest: blobs, its own manifest, and where the registry keeps no list of referrers, the list.
+"""Pushing a document about a manifest: blobs, its own manifest, and where the registry keeps no list of referrers, the list.
 
 Every step may be repeated: what is there already is left as it is.
 """
@@ -7,22 +7,42 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from fuse.artifact import referrers
 from fuse.artifact.digest import Digest
-from fuse.artifact.manifest import OCI_INDEX, OCI_MANIFEST
-from fuse.errors import Conflict
+from fuse.artifact.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, parse
+from fuse.artifact.referrers import Kind
+from fuse.errors import Conflict, InvalidArtifact, NotFound
 from fuse.registry.origin import Origin
 
 _TRIES: Final = 5
 
 
-def push(origin: Origin, subject: dict[str, Any], content: bytes) -> tuple[Digest, bool]:
-    """Pushes the chunk index `content` about `subject` (a descriptor); its manifest's digest, and whether anything had to change.
+def subject_of(origin: Origin, digest: Digest) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest as the registry itself has it, and its descriptor, which a document about it names.
 
-    Raises what a registry raises, Forbidden where pushing is not allowed, InvalidArtifact when something else stands where the
-    list of referrers belongs, Conflict when others keep changing that list.
+    Raises NotFound, InvalidArtifact for an index, and what a registry raises.
     """
-    manifest = referrers.manifest_of(subject, content)
+    found = origin.manifest(str(digest))
+    if found is None:
+        raise NotFound("the registry itself does not have the manifest", where=f"{origin.reference.name}@{digest}")
+    manifest = parse(found.content, content_type=found.media_type, digest=digest)
+    if not isinstance(manifest, Manifest):
+        raise InvalidArtifact("not a manifest", where=f"manifest {digest}")
+    media_type = msgspec.json.decode(found.content).get("mediaType") or found.media_type or OCI_MANIFEST
+    return manifest, referrers.descriptor(media_type, found.content) | {"digest": str(digest)}
+
+
+def push(
+    origin: Origin, kind: Kind, subject: dict[str, Any], content: bytes, *, created: int | None = None
+) -> tuple[Digest, bool]:
+    """Pushes the document `content` about `subject` (a descriptor); its manifest's digest, and whether anything had to change.
+
+    `created`: as in `fuse.artifact.referrers.manifest_of`. Raises what a registry raises, Forbidden where pushing is not allowed,
+    InvalidArtifact when something else stands where the list of referrers belongs, Conflict when others keep changing that list.
+    """
+    manifest = referrers.manifest_of(kind, subject, content, created=created)
     digest = Digest.of(manifest)
     known = origin.manifest(str(digest)) is not None
     changed = not known
@@ -32,7 +52,7 @@ def push(origin: Origin, subject: dict[str, Any], content: bytes) -> tuple[Diges
     # Once more also where it is known: only the answer says whether the registry lists it.
     if origin.push_manifest(str(digest), manifest, OCI_MANIFEST):
         return digest, changed
-    entry = referrers.descriptor(OCI_MANIFEST, manifest, artifactType=referrers.ARTIFACT_TYPE)
+    entry = referrers.entry_of(kind, manifest, created=created)
     return digest, _list(origin, Digest.parse(subject["digest"]), entry) or changed
 
 

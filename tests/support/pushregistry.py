@@ -17,11 +17,15 @@ _REFERRERS = re.compile(r"/v2/(?P<repository>.+)/referrers/(?P<digest>[^/]+)")
 
 
 class PushRegistry(FaultyRegistry):
-    """`read_only` answers 403 to every push, as for credentials that may only pull."""
+    """`read_only` answers 403 to every push, as for credentials that may only pull. Without `filters` the referrers API lists all
+    that it has, whatever is asked for."""
 
-    def __init__(self, *, referrers_api: bool = True, read_only: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, *, referrers_api: bool = True, filters: bool = True, read_only: bool = False, **settings: Any
+    ) -> None:
         super().__init__(**settings)
         self.referrers_api = referrers_api
+        self.filters = filters
         self.read_only = read_only
         self.pushed: list[str] = []
         """What was written, in order: `blob …`, `manifest …`."""
@@ -33,7 +37,8 @@ class PushRegistry(FaultyRegistry):
             return self._push(request)
         match = _REFERRERS.fullmatch(request.path)
         if match is not None and self.referrers_api:
-            return self._referrers(match["repository"], match["digest"], request.query.get("artifactType", ""))
+            wanted = request.query.get("artifactType", "") if self.filters else ""
+            return self._referrers(match["repository"], match["digest"], wanted)
         return super().serve(request)
 
     def _push(self, request: Request) -> Response:
@@ -77,7 +82,9 @@ class PushRegistry(FaultyRegistry):
                         "digest": target,
                         "size": len(content),
                         "artifactType": document.get("artifactType"),
+                        "annotations": document.get("annotations", {}),
                     }
                 )
         listing = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found}
-        return Response.of(200, json.dumps(listing).encode(), OCI_INDEX, {"OCI-Filters-Applied": "artifactType"})
+        headers = {"OCI-Filters-Applied": "artifactType"} if artifact_type else {}
+        return Response.of(200, json.dumps(listing).encode(), OCI_INDEX, headers)

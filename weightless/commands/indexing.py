@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from fuse.artifact import chunks
 from fuse.artifact.chunks import CHUNK_BYTES, BlobHasher, ChunkDigests
 from fuse.artifact.digest import Digest
-from fuse.artifact.manifest import OCI_MANIFEST, Manifest, parse
+from fuse.artifact.manifest import Manifest
 from fuse.artifact.reference import Reference
-from fuse.artifact.referrers import descriptor, manifest_of
-from fuse.errors import Corrupt, InvalidArtifact, NotFound
+from fuse.artifact.referrers import CHUNK_INDEX, manifest_of
+from fuse.errors import Corrupt, InvalidArtifact
 from fuse.filesystem.table import Artifact, Blob, Node, Table, encode
 from fuse.registry import publishing
 from fuse.registry.origin import Origin
@@ -40,7 +39,7 @@ def run(settings: Settings, reference: str, *, dry_run: bool, json: bool) -> Non
         pinned = Reference.parse(resolved.reference)
         # Before anything is fetched: whoever may not push by configuration should not wait for a terabyte to learn it.
         origin = Origin(pinned, access, transport, push=not dry_run)
-        manifest, subject = _manifest(origin, Digest.parse(resolved.digest))
+        manifest, subject = publishing.subject_of(origin, Digest.parse(resolved.digest))
         wanted = chunks.indexed(manifest.layers)
         if not wanted:
             _tell(json, resolved.reference, "", 0, wanted, "needs no index: each layer is verified before it is read")
@@ -63,25 +62,13 @@ def run(settings: Settings, reference: str, *, dry_run: bool, json: bool) -> Non
             )
         content = chunks.encode(found)
         if dry_run:
-            digest, done = Digest.of(manifest_of(subject, content)), "would be pushed"
+            digest, done = Digest.of(manifest_of(CHUNK_INDEX, subject, content)), "would be pushed"
         else:
-            digest, changed = publishing.push(origin, subject, content)
+            digest, changed = publishing.push(origin, CHUNK_INDEX, subject, content)
             done = "pushed" if changed else "was there already"
             # The fetcher may believe for a while that there is none.
             client.resolve(resolved.reference, access, wiring.view((), exclude_weights=False), look_again=True)
     _tell(json, resolved.reference, str(digest), len(content), wanted, done)
-
-
-def _manifest(origin: Origin, digest: Digest) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest as the registry itself has it, and the descriptor that the index is about."""
-    found = origin.manifest(str(digest))
-    if found is None:
-        raise NotFound("the registry itself does not have the manifest", where=f"{origin.reference.name}@{digest}")
-    manifest = parse(found.content, content_type=found.media_type, digest=digest)
-    if not isinstance(manifest, Manifest):
-        raise InvalidArtifact("not a manifest", where=f"manifest {digest}")
-    media_type = msgspec.json.decode(found.content).get("mediaType") or found.media_type or OCI_MANIFEST
-    return manifest, descriptor(media_type, found.content) | {"digest": str(digest)}
 
 
 def _table(manifest: Manifest, wanted: Mapping[Digest, int]) -> Table:

@@ -10,19 +10,21 @@ import pytest
 from fuse.artifact import referrers
 from fuse.artifact.digest import Digest
 from fuse.artifact.manifest import OCI_INDEX, OCI_MANIFEST
-from fuse.artifact.referrers import ARTIFACT_TYPE
+from fuse.artifact.referrers import CHUNK_INDEX, PROFILE
 from fuse.errors import InvalidArtifact
 
 SUBJECT = Digest.of(b"the model")
 CONTENT = b"digests"
-MANIFEST = referrers.manifest_of({"mediaType": OCI_MANIFEST, "digest": str(SUBJECT), "size": 9}, CONTENT)
+MANIFEST = referrers.manifest_of(CHUNK_INDEX, {"mediaType": OCI_MANIFEST, "digest": str(SUBJECT), "size": 9}, CONTENT)
 
 
 def blob(content: bytes = MANIFEST, subject: Digest = SUBJECT, expected: int = len(CONTENT)) -> Digest:
-    return referrers.index_blob(content, OCI_MANIFEST, Digest.of(content), subject, expected).digest
+    return referrers.document_blob(
+        CHUNK_INDEX, content, OCI_MANIFEST, Digest.of(content), subject, fits=lambda size: size == expected
+    ).digest
 
 
-def entry(content: bytes, artifact_type: str = ARTIFACT_TYPE) -> dict[str, Any]:
+def entry(content: bytes, artifact_type: str = CHUNK_INDEX.artifact_type) -> dict[str, Any]:
     return referrers.descriptor(OCI_MANIFEST, content, artifactType=artifact_type)
 
 
@@ -33,7 +35,9 @@ def changed(**fields: Any) -> bytes:
 def test_its_manifest_leads_to_the_blob() -> None:
     """And is the same each time."""
     assert Digest.of(CONTENT) == blob()
-    assert MANIFEST == referrers.manifest_of({"mediaType": OCI_MANIFEST, "digest": str(SUBJECT), "size": 9}, CONTENT)
+    assert MANIFEST == referrers.manifest_of(
+        CHUNK_INDEX, {"mediaType": OCI_MANIFEST, "digest": str(SUBJECT), "size": 9}, CONTENT
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_its_manifest_leads_to_the_blob() -> None:
 def test_another_manifests_index_is_refused(content: bytes) -> None:
     """A hostile or broken one never names a blob."""
     with pytest.raises(InvalidArtifact):
-        referrers.index_blob(content, "", Digest.of(content), SUBJECT, len(CONTENT))
+        referrers.document_blob(CHUNK_INDEX, content, "", Digest.of(content), SUBJECT, fits=lambda _: True)
 
 
 def test_an_index_of_another_length_is_refused() -> None:
@@ -68,10 +72,27 @@ def test_candidates_come_in_an_order_that_is_theirs() -> None:
 
     def order(listed: list[dict[str, Any]]) -> list[Digest]:
         listing = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": listed}).encode()
-        return [found.digest for found in referrers.candidates(listing, OCI_INDEX)]
+        return [found.digest for found in referrers.candidates(CHUNK_INDEX, listing, OCI_INDEX)]
 
     assert order(entries) == order(entries[::-1])
     assert {Digest.of(b"1"), Digest.of(b"2"), Digest.of(b"3")} == set(order(entries))
+
+
+def test_the_newest_is_looked_at_first() -> None:
+    """Of profiles, of which there may be several; what has no date comes last."""
+    subject = {"mediaType": OCI_MANIFEST, "digest": str(SUBJECT), "size": 9}
+
+    def dated(created: int | None) -> dict[str, Any]:
+        return referrers.entry_of(
+            PROFILE, referrers.manifest_of(PROFILE, subject, CONTENT, created=created), created=created
+        )
+
+    entries = [dated(created) for created in (1_700_000_000, None, 1_600_000_000, 1_800_000_000)]
+    listing = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [*entries, entry(b"index")]})
+    found = referrers.candidates(PROFILE, listing.encode(), OCI_INDEX)
+
+    assert [entries[number]["digest"] for number in (3, 0, 2, 1)] == [str(listed.digest) for listed in found]
+    assert "2027-01-15T08:00:00Z" == entries[3]["annotations"]["org.opencontainers.image.created"]
 
 
 def test_an_entry_is_added_beside_the_others() -> None:

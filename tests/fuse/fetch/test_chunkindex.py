@@ -13,9 +13,11 @@ from fuse.artifact import chunks, referrers
 from fuse.artifact.digest import Digest
 from fuse.artifact.manifest import OCI_INDEX, OCI_MANIFEST, Manifest, parse
 from fuse.artifact.reference import Reference
+from fuse.artifact.referrers import CHUNK_INDEX
 from fuse.cache.objects import ObjectStore
 from fuse.errors import InvalidConfig
-from fuse.fetch.chunkindex import NONE_HOLDS_S, TROUBLE_HOLDS_S, ChunkIndexes
+from fuse.fetch.lookups import Lookups
+from fuse.fetch.referred import NONE_HOLDS_S, TROUBLE_HOLDS_S
 from fuse.registry.access import Access, Endpoint
 from fuse.registry.origin import Origin
 from fuse.registry.publishing import push
@@ -38,7 +40,8 @@ class World:
         self.mirror = mirror
         self.now = 1e9
         self.transport = Transport(environment={})
-        self.indexes = ChunkIndexes(ObjectStore(directory), clock=lambda: self.now)
+        self.lookups = Lookups(ObjectStore(directory), clock=lambda: self.now)
+        self.indexes = self.lookups.chunk_indexes
         self.reference = Reference.parse(f"{registry.host}/m:v1")
 
     def origin(self, *, push: bool = False) -> Origin:
@@ -54,13 +57,13 @@ class World:
         self.registry.log.clear()
         parsed = parse(model, content_type="", digest=Digest.of(model))
         assert isinstance(parsed, Manifest)
-        thread = self.indexes.begin(make or self.origin, self.reference, parsed)
-        if thread is not None:
-            thread.join(20)
+        lookup = self.lookups.begin(make or self.origin, self.reference, parsed)
+        if lookup is not None:
+            lookup.wait(20, everything=True)
         return self.indexes.known(self.reference, Digest.of(model)), len(self.registry.requests())
 
     def hostile(self, index: bytes, subject: dict[str, Any] = SUBJECT) -> None:
-        push(self.origin(push=True), subject, index)
+        push(self.origin(push=True), CHUNK_INDEX, subject, index)
 
 
 @pytest.fixture(params=["api", "tag"])
@@ -152,7 +155,7 @@ def test_another_manifests_index_is_not_taken(world: World) -> None:
     other = referrers.descriptor(OCI_MANIFEST, b"other")
     world.hostile(INDEX, other)
     entry = referrers.descriptor(
-        OCI_MANIFEST, referrers.manifest_of(other, INDEX), artifactType=referrers.ARTIFACT_TYPE
+        OCI_MANIFEST, referrers.manifest_of(CHUNK_INDEX, other, INDEX), artifactType=CHUNK_INDEX.artifact_type
     )
     listing = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}).encode()
     world.registry.referrers_api = False

@@ -13,6 +13,7 @@ from fuse.artifact import referrers
 from fuse.artifact.digest import Digest
 from fuse.artifact.manifest import OCI_INDEX, OCI_MANIFEST
 from fuse.artifact.reference import Reference
+from fuse.artifact.referrers import CHUNK_INDEX
 from fuse.errors import Conflict, Forbidden, InvalidArtifact, InvalidConfig
 from fuse.registry.access import Access, Credential, Endpoint
 from fuse.registry.origin import Origin
@@ -27,7 +28,7 @@ MODEL = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": {},
 SUBJECT = referrers.descriptor(OCI_MANIFEST, MODEL)
 TAG = referrers.tag_of(Digest.of(MODEL))
 INDEX = b"the digests"
-MANIFEST = referrers.manifest_of(SUBJECT, INDEX)
+MANIFEST = referrers.manifest_of(CHUNK_INDEX, SUBJECT, INDEX)
 
 
 @pytest.fixture
@@ -55,11 +56,13 @@ def test_a_registry_that_lists_referrers_is_left_to_it(transport: Transport) -> 
     with PushRegistry() as registry:
         registry.add_manifest("m", MODEL, tags=["v1"])
         there = origin(transport, registry.url)
-        assert (Digest.of(MANIFEST), True) == push(there, SUBJECT, INDEX)
-        listing = there.referrers(Digest.of(MODEL), referrers.ARTIFACT_TYPE)
+        assert (Digest.of(MANIFEST), True) == push(there, CHUNK_INDEX, SUBJECT, INDEX)
+        listing = there.referrers(Digest.of(MODEL), CHUNK_INDEX.artifact_type)
 
         assert listing is not None
-        assert [Digest.of(MANIFEST)] == [found.digest for found in referrers.candidates(listing.content, OCI_INDEX)]
+        assert [Digest.of(MANIFEST)] == [
+            found.digest for found in referrers.candidates(CHUNK_INDEX, listing.content, OCI_INDEX)
+        ]
         assert there.manifest(TAG) is None
         assert INDEX == there.blob(Digest.of(INDEX), len(INDEX))
 
@@ -69,10 +72,10 @@ def test_pushing_again_changes_nothing(transport: Transport, api: bool) -> None:
     """The second push stores nothing that was not there, and says so."""
     with PushRegistry(referrers_api=api) as registry:
         there = origin(transport, registry.url)
-        push(there, SUBJECT, INDEX)
+        push(there, CHUNK_INDEX, SUBJECT, INDEX)
         before = (dict(registry._manifests), dict(registry._blobs))
 
-        assert (Digest.of(MANIFEST), False) == push(there, SUBJECT, INDEX)
+        assert (Digest.of(MANIFEST), False) == push(there, CHUNK_INDEX, SUBJECT, INDEX)
         assert before == (registry._manifests, registry._blobs)
 
 
@@ -83,7 +86,7 @@ def test_without_the_api_the_tag_keeps_the_entries_of_others(transport: Transpor
     with PushRegistry(referrers_api=False) as registry:
         registry.add_manifest("m", content, media_type=OCI_INDEX, tags=[TAG])
         there = origin(transport, registry.url)
-        push(there, SUBJECT, INDEX)
+        push(there, CHUNK_INDEX, SUBJECT, INDEX)
 
         assert [other["digest"], str(Digest.of(MANIFEST))] == listed(there)
 
@@ -111,7 +114,7 @@ def test_a_list_that_somebody_else_overwrote_is_mended(transport: Transport) -> 
     with _Rivals(referrers_api=False) as registry:
         registry.add_manifest("m", content, media_type=OCI_INDEX, tags=[TAG])
         there = origin(transport, registry.url)
-        push(there, SUBJECT, INDEX)
+        push(there, CHUNK_INDEX, SUBJECT, INDEX)
 
         assert {first["digest"], str(Digest.of(b"theirs0")), str(Digest.of(MANIFEST))} == set(listed(there))
 
@@ -121,7 +124,7 @@ def test_a_list_that_never_holds_still_is_an_error(transport: Transport) -> None
     with _Rivals(referrers_api=False) as registry:
         registry.always = True
         with pytest.raises(Conflict):
-            push(origin(transport, registry.url), SUBJECT, INDEX)
+            push(origin(transport, registry.url), CHUNK_INDEX, SUBJECT, INDEX)
 
 
 def test_somebodys_tag_of_that_name_is_not_overwritten(transport: Transport) -> None:
@@ -129,7 +132,7 @@ def test_somebodys_tag_of_that_name_is_not_overwritten(transport: Transport) -> 
     with PushRegistry(referrers_api=False) as registry:
         registry.add_manifest("m", MODEL, tags=[TAG])
         with pytest.raises(InvalidArtifact):
-            push(origin(transport, registry.url), SUBJECT, INDEX)
+            push(origin(transport, registry.url), CHUNK_INDEX, SUBJECT, INDEX)
 
         assert (MODEL, OCI_MANIFEST) == registry._manifests["m", TAG]
 
@@ -137,7 +140,7 @@ def test_somebodys_tag_of_that_name_is_not_overwritten(transport: Transport) -> 
 def test_credentials_that_may_only_pull_are_told_so(transport: Transport) -> None:
     """403 to a push names the remedy."""
     with PushRegistry(read_only=True) as registry, pytest.raises(Forbidden, match="may push to this repository"):
-        push(origin(transport, registry.url), SUBJECT, INDEX)
+        push(origin(transport, registry.url), CHUNK_INDEX, SUBJECT, INDEX)
 
 
 def test_a_host_without_the_capability_is_not_pushed_to(transport: Transport) -> None:
@@ -149,7 +152,12 @@ def test_a_host_without_the_capability_is_not_pushed_to(transport: Transport) ->
 def test_a_token_for_pushing_is_asked_for(transport: Transport) -> None:
     """The challenge of a request that reads names pulling only."""
     with PushRegistry(tokens=Tokens(users={"u": "p"})) as registry:
-        push(origin(transport, registry.url, credential=Credential(username="u", password="p")), SUBJECT, INDEX)
+        push(
+            origin(transport, registry.url, credential=Credential(username="u", password="p")),
+            CHUNK_INDEX,
+            SUBJECT,
+            INDEX,
+        )
 
         scopes = {entry.request.query["scope"] for entry in registry.requests("token")}
         assert {"repository:m:pull,push"} == scopes
@@ -159,22 +167,24 @@ def test_docker_registry_gets_the_tag(transport: Transport, tmp_path: Path) -> N
     """Debian's docker-registry has no referrers API and checks what it stores."""
     with DockerRegistry(tmp_path / "registry") as registry:
         there = origin(transport, registry.url)
-        model = referrers.manifest_of(SUBJECT, b"a model")
+        model = referrers.manifest_of(CHUNK_INDEX, SUBJECT, b"a model")
         there.push_blob(referrers.EMPTY_CONTENT)
         there.push_blob(b"a model")
         there.push_manifest("v1", model, OCI_MANIFEST)
         subject = referrers.descriptor(OCI_MANIFEST, model)
-        digest, changed = push(there, subject, INDEX)
-        again = push(there, subject, INDEX)
+        digest, changed = push(there, CHUNK_INDEX, subject, INDEX)
+        again = push(there, CHUNK_INDEX, subject, INDEX)
         listing = there.manifest(referrers.tag_of(Digest.of(model)))
 
-        assert there.referrers(Digest.of(model), referrers.ARTIFACT_TYPE) is None
+        assert there.referrers(Digest.of(model), CHUNK_INDEX.artifact_type) is None
         assert changed
         assert (digest, False) == again
         assert listing is not None
-        found = referrers.candidates(listing.content, listing.media_type)
+        found = referrers.candidates(CHUNK_INDEX, listing.content, listing.media_type)
         assert [digest] == [entry.digest for entry in found]
         manifest = there.manifest(str(digest))
         assert manifest is not None
-        layer = referrers.index_blob(manifest.content, "", digest, Digest.of(model), len(INDEX))
+        layer = referrers.document_blob(
+            CHUNK_INDEX, manifest.content, "", digest, Digest.of(model), fits=lambda size: size == len(INDEX)
+        )
         assert INDEX == there.blob(layer.digest, layer.size)
