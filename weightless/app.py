@@ -44,6 +44,13 @@ cache = typer.Typer(
     no_args_is_help=True, help="Look at, empty and check the cache.", context_settings=_HELP, rich_markup_mode="rich"
 )
 app.add_typer(cache, name="cache")
+profile = typer.Typer(
+    no_args_is_help=True,
+    help="Look at and publish the order in which a model is loaded.",
+    context_settings=_HELP,
+    rich_markup_mode="rich",
+)
+app.add_typer(profile, name="profile")
 
 Reference = Annotated[
     str,
@@ -107,7 +114,8 @@ def _main(
 
 
 @cache.callback()
-def _cache(
+@profile.callback()
+def _group(
     context: typer.Context,
     cache_dir: CacheDir = None,
     certs_dir: CertsDir = None,
@@ -226,6 +234,27 @@ def index_(
     from weightless.commands.indexing import run
 
     run(settings, reference, dry_run=dry_run, json=json)
+
+
+@profile.command(name="push")
+@command
+def profile_push(settings: Settings, reference: Reference) -> None:
+    """Push the order in which a model was loaded here beside it, so that other nodes prefetch it in that order.
+
+    Needs credentials that may push to the repository.
+    """
+    from weightless.commands.profiles import push
+
+    push(settings, reference)
+
+
+@profile.command(name="show")
+@command
+def profile_show(settings: Settings, reference: Reference, json: Json = False) -> None:
+    """Show in which order a mount of a model would be prefetched: as it was loaded here, else as somebody pushed it."""
+    from weightless.commands.profiles import show
+
+    show(settings, reference, json=json)
 
 
 @app.command()
