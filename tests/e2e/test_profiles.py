@@ -82,7 +82,7 @@ def test_a_load_is_learned_and_followed(
     assert FIRST == by_default[0][0]
     assert "no load of this artifact is known here" in cli.run("profile", "show", reference).error
 
-    with cli.mounted(reference, "--prefetch", "none") as mounted:
+    with cli.mounted(reference, "--prefetch", "none", "--native", "off") as mounted:
         load(mounted)
     found = learned(cli, reference)
     assert "learned" == found["source"]

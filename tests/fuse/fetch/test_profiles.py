@@ -325,7 +325,7 @@ def test_what_was_wished_in_another_order_is_forgotten(tmp_path: Path) -> None:
     """What was not begun yet is not fetched before what the new order names first."""
     contents = [pattern(8 * MIB, seed) for seed in range(3)]
     blobs = [(Digest.of(content), len(content)) for content in contents]
-    with PushRegistry() as registry, FetcherProcess(tmp_path / "cache", connections=3) as fetcher:
+    with PushRegistry() as registry, FetcherProcess(tmp_path / "cache", connections=1) as fetcher:
         for content in contents:
             registry.add_blob(content)
         registry.script("blob", "hang")
@@ -337,7 +337,7 @@ def test_what_was_wished_in_another_order_is_forgotten(tmp_path: Path) -> None:
             wait_until(lambda: registry.requests("blob"), "the first request")
             worker.want(1, 0, 8, "background")
             worker.channel.send(protocol.Want(blob=2, first=0, count=8, priority="background", anew=True))
-            assert worker.demand(2, 7) == contents[2][7 * MIB :]  # sent after that
+            worker.open(1)  # answered after that
             registry.release()
             worker.demand(2, 0, 8)
             worker.demand(0, 0, 8)
