@@ -62,8 +62,10 @@ class Source(Protocol):
     """Where blobs come from; `fuse.registry.repository.Repository` is one."""
 
     def open_blob(
-        self, digest: Digest, size: int, first: int, length: int, *, lane: object, avoid: Collection[str]
-    ) -> AbstractContextManager[Stream]: ...
+        self, digest: Digest, size: int, first: int, length: int, *, lane: object, avoid: Collection[str], urgent: bool
+    ) -> AbstractContextManager[Stream]:
+        """`urgent`: a reader waits. What is not raises Later (`fuse.registry.health`) where it is to be put off."""
+        ...
 
 
 class WrongBytes(Exception):

@@ -29,6 +29,7 @@ from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.shares import Shares
 from fuse.fetch.shelf import Shelf
 from fuse.fetch.trouble import back_off, end_trouble, fail
+from fuse.registry.health import Later
 
 PRIORITIES: Final = {
     "demand": Priority.DEMAND,
@@ -443,6 +444,12 @@ class Engine:
     def _to_unstalled(self, error: WeightlessError | None) -> Outbox:
         message = protocol.Stalled(fault=error.to_fault() if error else None)
         return [(port, message) for mount in self._mounts if not mount.stalled for port in mount.ports]
+
+    def put_off(self, run: Run[BlobState], later: Later) -> None:
+        """Nothing has failed, but only what readers wait for is to be asked of this registry for a moment."""
+        with self.lock:
+            self._queue.shares.put_off(run.blob.registry, time.monotonic() + later.after_s)
+        _log.debug("transfer_put_off", digest=str(run.blob.digest), reason=str(later), after_s=later.after_s)
 
     def temporary(self, run: Run[BlobState], grant: Grant | None, error: WeightlessError, since: float) -> None:
         """A source failed in a way that may heal: the next source at once, or the same again after a while.

@@ -210,8 +210,11 @@ class Queue(Generic[B]):
         return held[0] if held else None
 
     def due(self) -> float | None:
-        """When the next hold with waiting wishes ends."""
-        return min((until for until, wishes in self._held.values() if wishes), default=None)
+        """When the next hold with waiting wishes ends, or what was put off may start."""
+        ends = [until for until, wishes in self._held.values() if wishes]
+        if (put_off := self.shares.due()) is not None:
+            ends.append(put_off)
+        return min(ends, default=None)
 
     # ---- runs ----
 
@@ -234,12 +237,16 @@ class Queue(Generic[B]):
         """The most urgent run, in flight from now on; None when there is nothing to do."""
         for blob in [blob for blob, (until, _) in self._held.items() if until <= now]:
             self.release(blob)
+        self.shares.end_pauses(now)
         served = 1 if self.only_demand else 2 if urgent_only or not self._may_start_background() else 3
         for priority in (Priority.DEMAND, Priority.READAHEAD, Priority.BACKGROUND)[:served]:
             lines = self._lines[priority]
             for owner in list(lines):
-                if not self.shares.may_start(lines[owner][0].blob.registry, urgent_lane=urgent_only):
-                    continue  # an owner's blobs come from one registry
+                registry = lines[owner][0].blob.registry  # an owner's blobs come from one
+                if not self.shares.may_start(registry, urgent_lane=urgent_only):
+                    continue
+                if priority is not Priority.DEMAND and self.shares.is_put_off(registry):
+                    continue
                 run = self._from_line(lines[owner], priority)
                 line = lines.pop(owner)
                 if line:

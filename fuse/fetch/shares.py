@@ -2,6 +2,7 @@
 
 There are a few more lanes than any one registry may have: what is left is for the others. A registry that fails keeps but a
 part of its share, down to one lane of each kind, until a byte of it comes: so even several dead ones leave lanes free.
+What is ahead of readers can be put off, for a registry whose mirrors fail or want to be left alone.
 """
 
 from __future__ import annotations
@@ -21,10 +22,26 @@ class Shares:
         self._taken: dict[Hashable, list[int]] = {}
         self._limits: dict[Hashable, tuple[float, float]] = {}
         """Of registries in trouble."""
+        self._put_off: dict[Hashable, float] = {}
 
     def may_start(self, registry: Hashable, *, urgent_lane: bool) -> bool:
         taken = self._taken.get(registry)
         return taken is None or taken[urgent_lane] < self._limits.get(registry, self._most)[urgent_lane]
+
+    def put_off(self, registry: Hashable, until: float) -> None:
+        """Only what readers wait for is asked of it before then."""
+        self._put_off[registry] = max(until, self._put_off.get(registry, until))
+
+    def end_pauses(self, now: float) -> None:
+        for registry in [registry for registry, until in self._put_off.items() if until <= now]:
+            del self._put_off[registry]
+
+    def is_put_off(self, registry: Hashable) -> bool:
+        return registry in self._put_off
+
+    def due(self) -> float | None:
+        """When the first of them may be asked again."""
+        return min(self._put_off.values(), default=None)
 
     def begin(self, registry: Hashable, *, urgent_lane: bool) -> None:
         self._taken.setdefault(registry, [0, 0])[urgent_lane] += 1

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Final
 
 import structlog
@@ -25,6 +26,7 @@ from fuse.fetch.engine import Engine
 from fuse.fetch.progress import FULL
 from fuse.fetch.queue import Priority, Run
 from fuse.fetch.shares import SPARE
+from fuse.registry.health import Later
 
 _REST_S: Final = 0.1
 """A background run goes on after so long, even if readers still wait: it slows down, it does not stop."""
@@ -87,6 +89,8 @@ class _Lane(threading.Thread):
                 return
             cached_before = blob.bytes_cached
             self._request(run, grant, chunks, lend=not reserved)
+        except Later as later:
+            engine.put_off(run, later)
         except WrongBytes as error:
             engine.wrong(run, grant, error, self._last_byte)
         except WeightlessError as error:
@@ -132,10 +136,8 @@ class _Lane(threading.Thread):
             return
         offset = first * BLOCK_BYTES
         length = min(end * BLOCK_BYTES, blob.size) - offset
-        engine.count_request(blob)
         began = time.monotonic()
-        avoid = frozenset(blob.distrusted)
-        with grant.source.open_blob(blob.digest, blob.size, offset, length, lane=self, avoid=avoid) as stream:
+        with self._opened(run, grant, offset, length) as stream:
             if blob.indivisible:
                 self._receive_small(run, stream, lend=lend)
                 return
@@ -153,6 +155,25 @@ class _Lane(threading.Thread):
         fetched = run.next - first
         if fetched >= 8 and not run.whole:
             engine.dispatch.note_speed((time.monotonic() - began) / fetched)
+
+    def _opened(self, run: Run[BlobState], grant: Grant, offset: int, length: int) -> AbstractContextManager[Stream]:
+        blob, asked = run.blob, True
+        try:
+            return grant.source.open_blob(
+                blob.digest,
+                blob.size,
+                offset,
+                length,
+                lane=self,
+                avoid=frozenset(blob.distrusted),
+                urgent=run.urgent,
+            )
+        except Later:
+            asked = False
+            raise
+        finally:
+            if asked:
+                self._engine.count_request(blob)
 
     @staticmethod
     def _check_whole(blob: BlobState, stream: Stream) -> None:

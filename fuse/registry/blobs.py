@@ -82,20 +82,28 @@ class BlobStream:
         self._reply.close()
 
 
-def promised(reply: RangeReply, size: int, first: int, length: int, where: str) -> tuple[int, int]:
+def promised(
+    reply: RangeReply, size: int, first: int, length: int, where: str, *, mirror: bool = False
+) -> tuple[int, int]:
     """Start and length of the body of a 200 or 206, checked against what was asked for.
 
+    `mirror`: the administrator put it before the registry, so a 200 may also be the range that was asked for. Dragonfly's proxy
+    answers so before client v1.3.11 (dragonflyoss/client, #1874). Anybody else's 200 is the whole blob, or wrong.
     Raises Unavailable for an answer that breaks HTTP (another server may do better), Corrupt when the blob's size is not `size`.
     """
     if reply.header("Content-Encoding").strip().lower() not in ("", "identity"):
         raise Unavailable("the server sends compressed bytes where identity was asked for", where=where)
-    if reply.status == 206:
+    if reply.status == 206 or (mirror and reply.header("Content-Range")):
         start, count = _of_range(reply, size, first, length, where)
     else:
         start, count = 0, size
         announced = reply.content_length
         if announced is not None and announced == length != size:
+            if mirror:
+                return first, length
             raise Unavailable("the server answers 200 to a range, with fewer bytes than the whole blob", where=where)
+        if announced is None and mirror and length != size:
+            raise Unavailable("the mirror answers 200 to a range, and does not say with how many bytes", where=where)
         if announced is not None and announced != size:
             raise _wrong_size(announced, size, where)
     if reply.content_length not in (None, count):

@@ -29,6 +29,8 @@ from fuse.registry.tls import TlsContexts, Trust
 READ_TIMEOUT_S: Final = 10.0
 ANSWER_LIMIT_S: Final = 20.0
 """For the head of an answer, however often a byte of it comes."""
+MIRROR_ANSWER_LIMIT_S: Final = 5.0
+"""The same of a mirror: the next host can be asked."""
 BODY_GRACE_S: Final = 15.0
 BODY_PACE_BYTES_PER_S: Final = 64 * 1024
 """A body has the grace, and then must have come at this pace; the largest that is read here is a manifest of 4 MiB."""
@@ -76,7 +78,7 @@ class ControlReply:
                     # A server that drips would hold this thread, and a publish's place, for as long as it likes.
                     raise Unavailable(f"the answer comes too slowly ({len(content)} bytes so far)", where=self._where)
         except _BROKEN as error:
-            raise _unavailable(error, self._where) from error
+            raise _unavailable(error, self._where, ANSWER_LIMIT_S) from error
         except httpx.StreamError:
             return b""  # read before
         finally:
@@ -108,14 +110,15 @@ class ControlClient:
         route.rule.check_literal(route.host)
         # httpx would normalise the URL and break signatures: it gets the origin, the pools take all from the route.
         url = f"{route.scheme}://{route.authority}/"
-        self._patience.until = time.monotonic() + ANSWER_LIMIT_S
+        limit_s = MIRROR_ANSWER_LIMIT_S if route.brief else ANSWER_LIMIT_S
+        self._patience.until = time.monotonic() + limit_s
         try:
             request = self._client.build_request(
                 method, url, headers=dict(headers), content=content, extensions={"weightless_route": route}
             )
             response = self._client.send(request, stream=True)
         except _BROKEN as error:
-            raise _unavailable(error, route.authority) from error
+            raise _unavailable(error, route.authority, limit_s) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unavailable(f"cannot ask: {type(error).__name__}", where=route.authority) from error
         finally:
@@ -212,12 +215,12 @@ class _Body(httpx.SyncByteStream):
         self._response.close()
 
 
-def _unavailable(error: Exception, where: str) -> Unavailable:
+def _unavailable(error: Exception, where: str, limit_s: float) -> Unavailable:
     fix = ""
     if isinstance(error, httpcore.ConnectTimeout):
         what, fix = f"cannot connect: no answer within {CONNECT_TIMEOUT_S:g} s", NO_ANSWER
     elif isinstance(error, httpcore.TimeoutException):
-        what = f"no whole answer within {READ_TIMEOUT_S:g} to {ANSWER_LIMIT_S:g} s"
+        what = f"no whole answer within {min(READ_TIMEOUT_S, limit_s):g} to {limit_s:g} s"
     elif isinstance(error, httpcore.ConnectError):
         what, fix = f"cannot connect: {_ERRNO.sub('', str(error))}", NO_ANSWER
         if "CERTIFICATE_VERIFY_FAILED" in what:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from fuse.errors import Unavailable, WeightlessError
 from fuse.registry.access import Access, Endpoint
+from fuse.registry.peers import headers_for, judged
 from fuse.registry.reply import MAX_ERROR_BYTES, REDIRECTS, Reply, TooLarge, failure
 from fuse.registry.route import Route
 from fuse.registry.transport import Transport
@@ -46,30 +47,33 @@ class Conversation:
         """Host and port of the endpoint, to be shown."""
         return self._routes.authority
 
-    def ask(self, send: Send[R], path: str, headers: Mapping[str, str]) -> tuple[R, Route]:
+    def ask(self, send: Send[R], path: str, headers: Mapping[str, str], *, urgent: bool = True) -> tuple[R, Route]:
         """Sends a request for `path` (below the repository), with what credentials it takes and through redirects.
 
-        Returns the last answer, whatever its status, and where it came from; the caller closes it.
+        `urgent`: somebody waits for the answer; a peer is told so (`fuse.registry.peers`). Returns the last answer, whatever its
+        status, and where it came from; the caller closes it.
         """
         joint = "&" if "?" in path else "?"
         query = f"{joint}ns={quote(self.endpoint.namespace, safe='')}" if self.endpoint.namespace else ""
-        return self._ask(send, self._routes.own(f"/{self._repository}/{path}{query}"), headers)
+        return self._ask(send, self._routes.own(f"/{self._repository}/{path}{query}"), headers, urgent=urgent)
 
     def follow(self, send: Send[R], came_from: Route, location: str, headers: Mapping[str, str]) -> tuple[R, Route]:
         """As `ask`, for where an answer pointed to (an upload's Location): under the rules of redirects."""
         route = self._routes.redirected(came_from, location)
         if not self.is_own(route):
             return send(route, headers), route
-        return self._ask(send, route, headers)
+        return self._ask(send, route, headers, urgent=True)
 
-    def _ask(self, send: Send[R], route: Route, headers: Mapping[str, str]) -> tuple[R, Route]:
+    def _ask(self, send: Send[R], route: Route, headers: Mapping[str, str], *, urgent: bool) -> tuple[R, Route]:
+        # For the endpoint alone: what hosts.toml and the authorizer say is nobody else's business.
+        own = headers_for(self.endpoint, urgent=urgent) | dict(headers)
         authorization = self._authorizer.header(self._routes.realm)
-        reply = send(route, self._own_headers(headers, authorization))
+        reply = send(route, _with(own, authorization))
         if reply.status == 401:
             challenge = reply.header("WWW-Authenticate")
             _finish(reply)
             authorization = self._authorizer.answer(challenge, authorization, self._routes.realm)
-            reply = send(route, self._own_headers(headers, authorization))
+            reply = send(route, _with(own, authorization))
         origin = route
         for _ in range(MAX_REDIRECTS):
             location = reply.header("Location")
@@ -77,8 +81,7 @@ class Conversation:
                 return reply, route
             _finish(reply)
             route = self._routes.redirected(route, location)
-            own = route.same_origin(origin)
-            reply = send(route, self._own_headers(headers, authorization) if own else headers)
+            reply = send(route, _with(own, authorization) if route.same_origin(origin) else headers)
         if reply.status in REDIRECTS:
             reply.close()
             raise Unavailable(
@@ -92,14 +95,11 @@ class Conversation:
 
     def failure(self, reply: Reply, where: str) -> WeightlessError:
         """The error that `reply` stands for; closes it."""
-        return failure(reply, where, secrets=self._authorizer.secrets)
+        return judged(self.endpoint, reply, failure(reply, where, secrets=self._authorizer.secrets))
 
-    def _own_headers(self, headers: Mapping[str, str], authorization: str) -> Mapping[str, str]:
-        # Names in one spelling, so that a header of hosts.toml and one of ours do not both go out.
-        every = {name.title(): value for name, value in self.endpoint.headers} | dict(headers)
-        if authorization:
-            every["Authorization"] = authorization
-        return every
+
+def _with(headers: Mapping[str, str], authorization: str) -> Mapping[str, str]:
+    return {**headers, "Authorization": authorization} if authorization else headers
 
 
 def _finish(reply: Reply) -> None:

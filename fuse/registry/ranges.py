@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
 HEADER_TIMEOUT_S: Final = 10.0
+MIRROR_HEADER_TIMEOUT_S: Final = 5.0
+"""For the head of a mirror's answer: a reader waits meanwhile, and the next host may have it."""
 BODY_TIMEOUT_S: Final = 5.0
 PACE_WINDOW_S: Final = 5.0
 PACE_BYTES: Final = 1024
@@ -107,7 +109,7 @@ class _Connection(http.client.HTTPConnection):
         else:
             sock = self._dialer.connect(proxy.host, proxy.port, ANY_ADDRESS)
         try:
-            sock.settimeout(HEADER_TIMEOUT_S)
+            sock.settimeout(_patience_s(route))
             if proxy is not None and self._context is not None:
                 _open_tunnel(sock, route, proxy)
             if self._context is not None:
@@ -249,7 +251,7 @@ class RangeClient:
         proxy = key[3]
         try:
             if connection.wire is not None:
-                connection.wire.settimeout(HEADER_TIMEOUT_S)
+                connection.wire.settimeout(_patience_s(route))
             target = route.url if proxy is not None and route.scheme == "http" else route.target
             connection.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
             for name, value in self._headers(route, proxy, headers).items():
@@ -261,7 +263,7 @@ class RangeClient:
         except BaseException as error:
             connection.close()
             if isinstance(error, OSError | http.client.HTTPException | ValueError):
-                raise _unavailable(error, route.authority, f"no answer within {HEADER_TIMEOUT_S:g} s") from error
+                raise _unavailable(error, route.authority, f"no answer within {_patience_s(route):g} s") from error
             raise
         return RangeReply(self, lane, key, connection, response)
 
@@ -309,6 +311,11 @@ class RangeClient:
         for connections in lanes:
             for connection in connections.values():
                 connection.close()
+
+
+def _patience_s(route: Route) -> float:
+    """How long no byte of an answer's head may come."""
+    return MIRROR_HEADER_TIMEOUT_S if route.brief else HEADER_TIMEOUT_S
 
 
 def _open_tunnel(sock: socket.socket, route: Route, proxy: Proxy) -> None:

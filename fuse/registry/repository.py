@@ -109,19 +109,21 @@ class Repository:
         *,
         lane: object = None,
         avoid: Collection[str] = (),
+        urgent: bool = True,
     ) -> BlobStream:
         """Asks for `length` bytes from offset `first` of a blob of `size` bytes. One try at each endpoint, no waiting between.
 
         `lane` names the caller's line of work: connections are kept for it, so two threads that read at the same time
         should use two (`Transport.close_lane` ends one); by default each thread is its own. `avoid`: mirrors (by
-        `BlobStream.endpoint`) that are not asked, as they gave wrong bytes. Raises as `manifest`; Unavailable may carry
-        `retry_after_s`.
+        `BlobStream.endpoint`) that are not asked, as they gave wrong bytes. `urgent`: a reader waits; what is not may be put
+        off instead of being asked of the registry in a mirror's place (`fuse.registry.health`): raises Later then. Raises else
+        as `manifest`; Unavailable may carry `retry_after_s`.
         """
         if first < 0 or first + length > size or length < min(1, size):
             raise ValueError(f"bytes {first}+{length} are not within {size}")
         lane = threading.get_ident() if lane is None else lane
-        attempt = partial(self._open, digest=digest, size=size, first=first, length=length, lane=lane)
-        return self._first("pull", attempt, avoid)
+        attempt = partial(self._open, digest=digest, size=size, first=first, length=length, lane=lane, urgent=urgent)
+        return self._first("pull", attempt, avoid, urgent=urgent)
 
     # ---- one endpoint ----
 
@@ -182,10 +184,19 @@ class Repository:
         return content
 
     def _open(
-        self, conversation: Conversation, *, digest: Digest, size: int, first: int, length: int, lane: object
+        self,
+        conversation: Conversation,
+        *,
+        digest: Digest,
+        size: int,
+        first: int,
+        length: int,
+        lane: object,
+        urgent: bool,
     ) -> BlobStream:
         where = self._where(str(digest), conversation)
         endpoint, redirects = conversation.endpoint, self._transport.redirects
+        mirror = not endpoint.origin
         whole = length == size  # no Range then: a peer-to-peer proxy serves such a request best
         headers = {} if whole else {"Range": f"bytes={first}-{first + length - 1}"}
         send = partial(self._range, lane)
@@ -194,13 +205,14 @@ class Repository:
         reply = self._from_remembered(send, route, headers) if route is not None else None
         if reply is None or route is None:
             redirects.forget(key)
-            reply, route = conversation.ask(send, f"blobs/{digest}", headers)
+            reply, route = conversation.ask(send, f"blobs/{digest}", headers, urgent=urgent)
             if reply.status not in (200, 206):
                 raise self._blob_failure(conversation, reply, route, where)
-            if not conversation.is_own(route):
+            # A mirror decides anew each time whence something comes; and a peer-to-peer one has to see each request, by one URL.
+            if not mirror and not conversation.is_own(route):
                 redirects.put(key, route)
         try:
-            start, count = promised(reply, size, first, length, where)
+            start, count = promised(reply, size, first, length, where, mirror=mirror)
         except WeightlessError:
             redirects.forget(key)
             reply.close()
@@ -250,8 +262,15 @@ class Repository:
 
     # ---- all endpoints ----
 
-    def _first(self, capability: Capability, attempt: Callable[[Conversation], T], avoid: Collection[str] = ()) -> T:
-        """The result of the first endpoint that has one; the error of the last otherwise."""
+    def _first(
+        self,
+        capability: Capability,
+        attempt: Callable[[Conversation], T],
+        avoid: Collection[str] = (),
+        *,
+        urgent: bool = True,
+    ) -> T:
+        """The result of the first endpoint that has one; the error of the last otherwise. Later only for what is not `urgent`."""
         able = [each for each in self._conversations if capability in each.endpoint.capabilities]
         if not able:
             raise InvalidConfig(
@@ -259,22 +278,31 @@ class Repository:
             )
         able = [each for each in able if each.endpoint.url not in avoid] or able[-1:]
         health = self._transport.health
-        candidates = [each for each in able if not health.is_paused(each.endpoint)] or able
-        for conversation in candidates:
-            try:
-                result = attempt(conversation)
-            except WeightlessError as error:
-                if isinstance(error, Unavailable):
-                    health.note_failure(conversation.endpoint)
-                if conversation is candidates[-1]:
-                    raise
-                _log.info(
-                    "mirror_passed_over", mirror=conversation.authority, reason=error.what, registry=self.reference.host
-                )
-            else:
-                health.note_success(conversation.endpoint)
-                return result
+        detour = False  # a mirror that should have had the last word is in trouble
+        for conversation in able:
+            endpoint, last = conversation.endpoint, conversation is able[-1]
+            if endpoint.origin and detour and not urgent:
+                health.take_detour()
+            if last or health.may_ask(endpoint):
+                try:
+                    result = attempt(conversation)
+                except WeightlessError as error:
+                    health.note(endpoint, error)
+                    if last:
+                        raise
+                    self._tell_passed_over(conversation, error)
+                    if not isinstance(error, Unavailable):
+                        continue
+                else:
+                    health.note_success(endpoint)
+                    return result
+            detour = True
+            if not urgent:
+                health.check_crowd(endpoint)
         raise AssertionError  # the loop above returns or raises
+
+    def _tell_passed_over(self, conversation: Conversation, error: WeightlessError) -> None:
+        _log.info("mirror_passed_over", mirror=conversation.authority, reason=error.what, registry=self.reference.host)
 
     def _where(self, target: str, conversation: Conversation) -> str:
         joint = "@" if ":" in target else ":"

@@ -7,7 +7,7 @@ Pure values, except that `Routes` asks the dialer how far inside the endpoint tu
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -32,6 +32,8 @@ class Route:
     """Path and query."""
     rule: AddressRule
     trust: Trust
+    brief: bool = False
+    """Somebody else can be asked (it is a mirror's): an answer that does not begin soon is not waited for."""
 
     @property
     def authority(self) -> str:
@@ -62,7 +64,8 @@ class Routes:
         self._trust = Trust.of(endpoint)
         inner = AddressRule(Reach.LOOPBACK if access.local_allowed else Reach.PRIVATE)
         rule = ANY_ADDRESS if endpoint.named else inner
-        self._base = _route(endpoint.url, rule, self._trust)
+        self._brief = not endpoint.origin
+        self._base = self._route(endpoint.url, rule, self._trust)
 
     @property
     def authority(self) -> str:
@@ -70,7 +73,7 @@ class Routes:
 
     def own(self, path: str) -> Route:
         """`path` is appended to the endpoint's URL and starts with a slash."""
-        return _route(self._endpoint.url + path, self._base.rule, self._trust)
+        return self._route(self._endpoint.url + path, self._base.rule, self._trust)
 
     def redirected(self, current: Route, location: str) -> Route:
         """Raises AddressRefused where the rules forbid it, Unavailable for what is no URL."""
@@ -83,7 +86,7 @@ class Routes:
     def _elsewhere(self, url: str, what: str) -> Route:
         base = self._base
         try:
-            route = _route(url, base.rule, self._trust)
+            route = self._route(url, base.rule, self._trust)
         except ValueError:
             raise Unavailable(f"{what} leads to something that is no URL", where=base.authority) from None
         if route.same_origin(base):
@@ -93,7 +96,7 @@ class Routes:
             for endpoint in self._access.endpoints
         )
         if named:
-            return _replaced(route, ANY_ADDRESS, self._trust.elsewhere())
+            return replace(route, rule=ANY_ADDRESS, trust=self._trust.elsewhere())
         if base.scheme == "https" and route.scheme == "http":
             # Ranges are only as good as the TLS they came through, and a token request holds a password.
             raise AddressRefused(
@@ -104,11 +107,10 @@ class Routes:
         reach = reach_of(base.host) if is_literal(base.host) else self._reach(base.host, base.port)
         rule = AddressRule(min(reach, Reach.LOOPBACK))
         rule.check_literal(route.host)
-        return _replaced(route, rule, self._trust.elsewhere())
+        return replace(route, rule=rule, trust=self._trust.elsewhere())
 
-
-def _replaced(route: Route, rule: AddressRule, trust: Trust) -> Route:
-    return Route(scheme=route.scheme, host=route.host, port=route.port, target=route.target, rule=rule, trust=trust)
+    def _route(self, url: str, rule: AddressRule, trust: Trust) -> Route:
+        return replace(_route(url, rule, trust), brief=self._brief)
 
 
 def _route(url: str, rule: AddressRule, trust: Trust) -> Route:

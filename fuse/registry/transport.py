@@ -17,13 +17,13 @@ from fuse.registry.access import Access, Endpoint
 from fuse.registry.auth import Authorizer, Authorizers
 from fuse.registry.control import ControlClient
 from fuse.registry.dial import Dialer
+from fuse.registry.health import Health
 from fuse.registry.proxies import ProxyPolicy
 from fuse.registry.ranges import RangeClient
 from fuse.registry.route import Route, Routes
 from fuse.registry.tls import TlsContexts
 
 USER_AGENT: Final = "weightless"
-MIRROR_PAUSE_S: Final = 10.0
 REDIRECT_LIFE_S: Final = 300.0
 """How long a redirect is followed without asking the registry again: signed URLs live longer (10 to 60 minutes), and credentials
 that were taken away stop working after it."""
@@ -65,28 +65,6 @@ class Transport:
         """Closes every idle connection. Streams that are open stay usable until they are closed."""
         self.ranges.close()
         self.control.close()
-
-
-class Health:
-    """Which mirrors failed lately: they are passed over for MIRROR_PAUSE_S, so that a dead one costs its time-out rarely."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._paused_until: dict[str, float] = {}
-
-    def note_failure(self, endpoint: Endpoint) -> None:
-        """The origin is never passed over: there is nothing behind it."""
-        if not endpoint.origin:
-            with self._lock:
-                self._paused_until[endpoint.url] = time.monotonic() + MIRROR_PAUSE_S
-
-    def note_success(self, endpoint: Endpoint) -> None:
-        if endpoint.url in self._paused_until:
-            with self._lock:
-                self._paused_until.pop(endpoint.url, None)
-
-    def is_paused(self, endpoint: Endpoint) -> bool:
-        return self._paused_until.get(endpoint.url, 0.0) > time.monotonic()
 
 
 class Redirects:

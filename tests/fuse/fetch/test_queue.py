@@ -297,6 +297,22 @@ def test_runs_keep_to_their_limits_and_alignment() -> None:
     assert fetched[0] == (3, 16)
 
 
+def test_a_registry_that_is_put_off_is_asked_for_readers_only() -> None:
+    """Another registry goes on, and what was put off begins by itself when the time has come."""
+    queue: Queue[FakeBlob] = Queue(1)
+    late, other = FakeBlob(100), FakeBlob(8, registry="two")
+    for owner, blob, priority in ((1, late, READAHEAD), (2, late, BACKGROUND), (3, other, BACKGROUND)):
+        queue.want(owner, blob, 0, 8, priority)
+    queue.want(4, late, 50, 1, DEMAND)
+    queue.shares.put_off("one", 5.0)
+
+    assert [(run.blob, run.priority) for run in (take(queue), take(queue))] == [(late, DEMAND), (other, BACKGROUND)]
+    assert queue.next_run(4.9, urgent_only=False) is None
+    assert queue.due() == 5.0
+    assert take(queue, now=5.0).priority is READAHEAD
+    assert queue.due() is None
+
+
 def test_order_of_background_is_the_order_of_wishing() -> None:
     """A worker wishes in the order in which loaders read, and that is the order of the fetch."""
     queue: Queue[FakeBlob] = Queue(1)
