@@ -387,7 +387,15 @@ class Queue(Generic[B]):
         for wish in sorted(near, key=lambda wish: wish.first):
             if wish.first <= end < wish.end and end - first < limit and not self._touching(blob, end):
                 end = self._reach(blob, first, wish.end, limit)
+        if priority is Priority.READAHEAD and end % ALIGNED and self._comes_anyway(blob, end):
+            end = self._reach(blob, first, min(_up(end, ALIGNED), blob.blocks), limit)
         return end
+
+    def _comes_anyway(self, blob: B, block: int) -> bool:
+        """Whether somebody wishes the block in the background: then it costs nothing to bring it now."""
+        lines = self._lines[Priority.BACKGROUND].values()
+        near = itertools.islice(itertools.chain.from_iterable(lines), _LOOK)
+        return any(wish.blob is blob and wish.first <= block < wish.end for wish in near)
 
     def _covering(self, blob: B, block: int) -> Run[B] | None:
         for run in self._runs.get(blob, ()):

@@ -73,6 +73,19 @@ def test_readers_and_the_rest_are_told_apart(rig: Rig, peer: Peer) -> None:
     assert not rig.registry.requests()
 
 
+def test_what_is_fetched_ahead_is_asked_for_in_whole_pieces(rig: Rig, peer: Peer) -> None:
+    """Ranges begin and end at multiples of 4 MiB, but for the end of the blob."""
+    port, _ = rig.mount(granted=False)
+    rig.want(port, 0, 6, Priority.READAHEAD)
+    rig.want(port, 0, BLOCKS, Priority.BACKGROUND)
+    grant(rig, port, peer)  # now all that is wished is known
+    wait_until(lambda: port.mount.blobs[0].complete, "every block")
+
+    ranges = [entry.request.range.removeprefix("bytes=").split("-") for entry in peer.requests("blob")]
+    edges = {int(first) for first, _ in ranges} | {int(last) + 1 for _, last in ranges}
+    assert not [edge for edge in edges if edge % (4 * MIB) and edge != len(CONTENT)]
+
+
 @pytest.mark.parametrize("answer", ["partial", "partial-range"])
 def test_a_200_with_a_part_lands_where_it_belongs(rig: Rig, peer: Peer, answer: str) -> None:
     """As older proxies answer: every byte is right, and asked for once."""

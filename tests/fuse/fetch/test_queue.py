@@ -297,6 +297,17 @@ def test_runs_keep_to_their_limits_and_alignment() -> None:
     assert fetched[0] == (3, 16)
 
 
+def test_what_is_read_ahead_ends_at_a_piece_where_the_rest_comes_anyway() -> None:
+    """A window of any length is fetched up to a multiple of 4 blocks, if those behind it are wished in the background."""
+    queue: Queue[FakeBlob] = Queue(1)
+    alone, whole = FakeBlob(100), FakeBlob(100)
+    queue.want(1, alone, 3, 6, READAHEAD)
+    queue.want(2, whole, 3, 6, READAHEAD)
+    queue.want(3, whole, 0, 100, BACKGROUND)
+
+    assert [(run.blob, run.first, run.end) for run in (take(queue), take(queue))] == [(alone, 3, 9), (whole, 3, 12)]
+
+
 def test_a_registry_that_is_put_off_is_asked_for_readers_only() -> None:
     """Another registry goes on, and what was put off begins by itself when the time has come."""
     queue: Queue[FakeBlob] = Queue(1)
