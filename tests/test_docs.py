@@ -15,6 +15,7 @@ from csi import attributes
 from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health, MountStatus, Restarts
 from fuse.registry.hosts import load_access
+from fuse.registry.peers import speaks_dragonfly
 from weightless import config
 from weightless.app import app
 
@@ -68,6 +69,20 @@ def test_the_hosts_toml_is_accepted(tmp_path: Path) -> None:
     )
     hosts = [endpoint.url.split("/")[2] for endpoint in access.endpoints]
     assert hosts == ["mirror.internal:5000", "registry.example.com"]
+
+
+@pytest.mark.parametrize("text", blocks(ROOT / "docs" / "MIRRORS.md", "toml"), ids=["dragonfly", "spegel"])
+def test_the_peers_of_the_documentation_are_accepted(text: str, tmp_path: Path) -> None:
+    """Each stands before the registry, whose name it is told; only Dragonfly is taken for one."""
+    place = tmp_path / "registry.example.com"
+    place.mkdir()
+    (place / "hosts.toml").write_text(text)
+    peer, origin = load_access(
+        place.name, certs_dir=tmp_path, plain_http=False, credential=lambda _host: None, local_allowed=False
+    ).endpoints
+
+    assert (peer.namespace, origin.url) == (place.name, f"https://{place.name}/v2")
+    assert ("Dragonfly" in text) == speaks_dragonfly(peer)
 
 
 def test_the_table_of_commands_is_complete() -> None:
