@@ -84,7 +84,7 @@ def _fill(cache: Path, host: str, digest: Digest, chunks: ChunkDigests | None) -
     cache.mkdir()
     transport = Transport(environment={})
     engine = Engine(CacheStore(cache), FetcherSettings(free_space_fraction=0.0))
-    verifier, lanes = Verifier(engine), Lanes(engine, connections=8, urgent_connections=2)
+    verifier, lanes = Verifier(engine), Lanes(engine)
     verifier.start()
     lanes.start()
     endpoint = Endpoint(url=f"http://{host}/v2", origin=True, named=True)

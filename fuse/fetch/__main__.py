@@ -60,9 +60,7 @@ class Process:
         self._engine = Engine(CacheStore(Path()), settings)
         self._proofs = Proofs(self._engine.shelf.store.objects, Path("objects"))
         self._verifier = Verifier(self._engine)
-        self._lanes = Lanes(
-            self._engine, connections=settings.connections, urgent_connections=settings.urgent_connections
-        )
+        self._lanes = Lanes(self._engine)
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
         self._wake_receive, self._wake_send = socket.socketpair()

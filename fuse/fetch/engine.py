@@ -43,8 +43,8 @@ _log = structlog.get_logger(__name__)
 class Engine:
     def __init__(self, store: CacheStore, settings: FetcherSettings) -> None:
         self.settings: Final = settings
-        general = max(1, settings.connections - settings.urgent_connections)
-        self.dispatch: Final = Dispatcher(general, Shares(settings.connections - general, general))
+        shares = Shares(settings.lanes(settings.connections), settings.own_lanes)
+        self.dispatch: Final = Dispatcher(settings.lanes(settings.most_connections).general, shares)
         self.lock: Final = self.dispatch.lock
         self.shelf: Final = Shelf(store, settings.limits, self.dispatch)
         self._queue = self.dispatch.queue

@@ -21,6 +21,7 @@ import structlog
 from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests
 from fuse.cache.index import BLOCK_BYTES, block_length, entry_of
 from fuse.errors import InvalidArtifact, Unavailable, WeightlessError
+from fuse.fetch.bandwidth import Bandwidth
 from fuse.fetch.blobs import CHUNK_BLOCKS, BlobState, Grant, Stream, WrongBytes
 from fuse.fetch.engine import Engine
 from fuse.fetch.progress import FULL
@@ -37,12 +38,16 @@ _log = structlog.get_logger(__name__)
 class Lanes:
     """All transfer threads of the process."""
 
-    def __init__(self, engine: Engine, *, connections: int, urgent_connections: int) -> None:
-        """`connections`: to one registry at most; a few more are there for the others, should it hang."""
-        urgent = min(urgent_connections, max(0, connections - 1))
-        general = max(1, connections) - urgent + SPARE
+    def __init__(self, engine: Engine) -> None:
+        """As many as the engine's settings let one registry have; a few more are there for the others, should it hang."""
+        settings = engine.settings
+        urgent, general = settings.lanes(settings.most_connections)
         urgent += SPARE if urgent else 0
-        self._lanes = [_Lane(engine, number, urgent_only=number < urgent) for number in range(urgent + general)]
+        general += SPARE
+        self.bandwidth: Final = Bandwidth(settings.bytes_per_s, settings.own_bytes_per_s)
+        self._lanes = [
+            _Lane(engine, self.bandwidth, number, urgent_only=number < urgent) for number in range(urgent + general)
+        ]
 
     def start(self) -> None:
         for lane in self._lanes:
@@ -50,15 +55,17 @@ class Lanes:
 
     def join(self, timeout_s: float) -> None:
         """Waits for the lanes to end, after `Dispatcher.close`; those in a blocking read are left behind."""
+        self.bandwidth.close()
         deadline = time.monotonic() + timeout_s
         for lane in self._lanes:
             lane.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Lane(threading.Thread):
-    def __init__(self, engine: Engine, number: int, *, urgent_only: bool) -> None:
+    def __init__(self, engine: Engine, bandwidth: Bandwidth, number: int, *, urgent_only: bool) -> None:
         super().__init__(name=f"lane-{number}", daemon=True)
         self._engine = engine
+        self._bandwidth = bandwidth
         self._urgent_only = urgent_only
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
         self._last_byte = 0.0
@@ -195,7 +202,7 @@ class _Lane(threading.Thread):
                 engine.dispatch.give_way(run, _REST_S)
             block = run.next
             content = self._buffer[: block_length(blob.size, block)]
-            self._fill(content, stream)
+            self._fill(run, content, stream)
             if run.whole and (_is_there(blob, block) or engine.dispatch.fetched_elsewhere(run, block)):
                 engine.dispatch.skip(run, block)
                 continue
@@ -259,7 +266,7 @@ class _Lane(threading.Thread):
             first, content = run.next, self._chunk_of(run)
             proof = hashlib.sha256()
             for _, part in _parts(first, content):
-                self._fill(part, stream)
+                self._fill(run, part, stream)
                 proof.update(part)  # while it is still in the processor's cache
             if not chunks.matches(first // CHUNK_BLOCKS, proof.digest()):
                 raise WrongBytes(stream, blob.digest, f"chunk {first // CHUNK_BLOCKS} of the chunk index")
@@ -328,7 +335,7 @@ class _Lane(threading.Thread):
         if stream.length != blob.size or stream.start != 0:
             self._check_whole(blob, stream)
         whole = memoryview(bytearray(blob.size))
-        self._fill(whole, stream)
+        self._fill(run, whole, stream)
         if not blob.digest.matches(bytes(whole)):
             raise WrongBytes(stream, blob.digest, "the digest")
         parts = [whole[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES] for block in range(blob.blocks)]
@@ -349,9 +356,10 @@ class _Lane(threading.Thread):
         for block, content in enumerate(parts):
             engine.lend(run, block, content)
 
-    def _fill(self, content: memoryview, stream: Stream) -> None:
+    def _fill(self, run: Run[BlobState], content: memoryview, stream: Stream) -> None:
         got = 0
         length = len(content)
+        self._bandwidth.draw(run, length)
         while got < length:
             count = stream.readinto(content[got:] if got else content)
             if not count:

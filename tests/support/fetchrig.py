@@ -104,11 +104,7 @@ class Rig:
         self.store = CacheStore(root)
         self.engine = Engine(self.store, self.settings)
         self.verifier = Verifier(self.engine)
-        self.lanes = Lanes(
-            self.engine,
-            connections=self.settings.connections,
-            urgent_connections=self.settings.urgent_connections,
-        )
+        self.lanes = Lanes(self.engine)
         self.verifier.start()
         self.lanes.start()
         self.recorders: list[Recorder] = []

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuse.fetch.queue import FAR, RUN_LIMITS, Priority, Queue, Run
-from fuse.fetch.shares import Shares
+from fuse.fetch.shares import LaneCounts, Shares
 
 DEMAND, READAHEAD, BACKGROUND = Priority.DEMAND, Priority.READAHEAD, Priority.BACKGROUND
 
@@ -395,7 +395,7 @@ def test_indivisible_blob_is_never_asked_for_in_part() -> None:
 
 def test_one_registry_leaves_a_lane_to_the_others() -> None:
     """However much it is asked for, a registry has its share of lanes; in trouble, less, until a byte of it comes."""
-    queue: Queue[FakeBlob] = Queue(2, Shares(urgent=1, general=2))
+    queue: Queue[FakeBlob] = Queue(2, Shares(LaneCounts(urgent=1, general=2)))
     hanging = [FakeBlob(8) for _ in range(9)]
     for blob in hanging:
         queue.want("a", blob, 0, 8, DEMAND)
@@ -416,7 +416,7 @@ def test_one_registry_leaves_a_lane_to_the_others() -> None:
 @given(st.lists(st.tuples(st.sampled_from("bfwe"), st.sampled_from("xyz"), st.booleans()), max_size=60))
 def test_shares_are_kept_whatever_happens(operations: list[tuple[str, str, bool]]) -> None:
     """Never more than the share, never none for a registry that has no lane; what has ended is forgotten."""
-    shares = Shares(urgent=2, general=3)
+    shares = Shares(LaneCounts(urgent=2, general=3))
     model: Counter[tuple[str, bool]] = Counter()
     for operation, registry, urgent in operations:
         may = shares.may_start(registry, urgent_lane=urgent)
