@@ -13,6 +13,10 @@ quota = "500GB"         # what the cache may hold; without it, what the disk has
 free-space = 0.15       # the share of the disk that stays free
 [fetch]
 connections = 8         # to one registry, at once
+max-bandwidth = "1GB"   # a second, from all registries; without it, what the link carries
+[fetch.registry."registry.example.com"]   # what is different for one of them
+connections = 4
+max-bandwidth = "200MB"
 [registry]
 offline = "refuse"      # or "allow": mount what the same credentials mounted before while the registry cannot be reached
 offline-hours = 72      # how old that proof may be
@@ -36,16 +40,21 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
-from fuse.errors import InvalidConfig, InvalidRequest
+from fuse.artifact.reference import Reference
+from fuse.errors import InvalidConfig, InvalidReference, InvalidRequest
+from fuse.fetch.limits import LEAST_BYTES_PER_S, RegistryLimits
 from fuse.spec import Native, Prefetch, Verify, WithoutResend
-from weightless.units import parse_size
+from weightless.units import parse_size, size
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+_BANDWIDTH: Final = f'bytes a second, at least {size(LEAST_BYTES_PER_S)}: a number, or text such as "200MB"'
 _CHOICES: Final = {
     "prefetch": f"one of {', '.join(get_args(Prefetch))}",
     "verify": f"one of {', '.join(get_args(Verify))}",
@@ -56,6 +65,7 @@ _CHOICES: Final = {
     "connections": "a whole number from 1 to 256",
     "quota": 'a number of bytes, or text such as "500GB"',
     "plain-http": "true or false",
+    "max-bandwidth": _BANDWIDTH,
     "offline": "one of refuse, allow",
     "offline-hours": "a number of hours above 0, up to 8760",
     **dict.fromkeys(("cache", "fetch", "registry", "node", "mount"), "a table, as in [cache]"),
@@ -73,8 +83,37 @@ class CacheSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_u
     free_space: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
 
 
-class FetchSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+class TrafficSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     connections: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    max_bandwidth: str | int | None = None
+
+    @property
+    def bytes_per_s(self) -> int:
+        """0: no limit. Raises InvalidRequest."""
+        if self.max_bandwidth is None:
+            return 0
+        limit = parse_size(str(self.max_bandwidth).removesuffix("/s"))
+        if limit < LEAST_BYTES_PER_S:
+            raise InvalidRequest(f"{self.max_bandwidth!r:.40} is too little to read by", fix=f"use {_BANDWIDTH}")
+        return limit
+
+
+class FetchSection(TrafficSection, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    """`connections` are to any one registry, `max_bandwidth` is of all."""
+
+    registry: dict[str, TrafficSection] = {}
+    """By host, as references have it."""
+
+    @property
+    def registries(self) -> dict[str, RegistryLimits]:
+        """Raises InvalidRequest for what is no limit, or no registry's host."""
+        found = {}
+        for host, section in self.registry.items():
+            with _within(f'registry."{host}"'):
+                _check_host(host)
+                with _within("max-bandwidth"):
+                    found[host] = RegistryLimits(connections=section.connections, bytes_per_s=section.bytes_per_s)
+        return found
 
 
 class RegistrySection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -121,6 +160,15 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
         quota = self.cache.quota
         return None if quota is None else parse_size(str(quota))
 
+    def check(self) -> None:
+        """Raises InvalidRequest, with the key, for what has the right type and says nothing."""
+        with _within("cache.quota"):
+            _ = self.quota_bytes
+        with _within("fetch"):
+            _ = self.fetch.registries
+            with _within("max-bandwidth"):
+                _ = self.fetch.bytes_per_s
+
 
 def load(path: Path | None) -> Config:
     """The file at `path`, or at the default places; without any, what a silent file says. Raises InvalidConfig."""
@@ -140,13 +188,13 @@ def load(path: Path | None) -> Config:
     _refuse_unknown(content, Config, str(path), "")
     try:
         config = msgspec.convert(content, Config)
-        _ = config.quota_bytes
+        config.check()
     except msgspec.ValidationError as error:
         what = str(error)[:1].lower() + str(error)[1:].replace("`$.", "`")
         key = what.rpartition("`")[0].rpartition("`")[2].rpartition(".")[2]
         raise InvalidConfig(what, where=str(path), fix=f"use {_CHOICES.get(key, _ELSE)}") from error
     except InvalidRequest as error:
-        raise InvalidConfig(f"cache.quota: {error.what}", where=str(path), fix=error.fix) from error
+        raise InvalidConfig(f"{error.where}: {error.what}", where=str(path), fix=error.fix) from error
     return config
 
 
@@ -172,5 +220,30 @@ def _refuse_unknown(content: dict[str, Any], kind: type[msgspec.Struct], where: 
                 f"unknown key {key!r}{place}", where=where, fix=f"known keys{place}: {', '.join(known)}"
             )
         inner = known[key]
+        inside = f"{section}.{key}" if section else key
+        if get_origin(inner) is dict and isinstance(value, dict):
+            for name, each in value.items():
+                if isinstance(each, dict):
+                    _refuse_unknown(each, get_args(inner)[1], where, f'{inside}."{name}"')
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct) and isinstance(value, dict):
-            _refuse_unknown(value, inner, where, key)
+            _refuse_unknown(value, inner, where, inside)
+
+
+@contextmanager
+def _within(key: str) -> Iterator[None]:
+    """Gives an error of a value the key before it."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise error.again(where=f"{key}.{error.where}" if error.where else key) from error
+
+
+def _check_host(host: str) -> None:
+    try:
+        same = Reference.parse(f"{host}/name:tag").host == host
+    except InvalidReference:
+        same = False
+    if not same:
+        raise InvalidRequest(
+            "no reference has this registry", fix="name it as references do: host or host:port; Docker Hub is docker.io"
+        )

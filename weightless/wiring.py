@@ -32,6 +32,8 @@ def fetcher_settings(settings: Settings, run_dir: Path, *, log_to_stderr: bool =
         quota_bytes=settings.config.quota_bytes,
         free_space_fraction=settings.config.cache.free_space,
         connections=settings.config.fetch.connections,
+        bytes_per_s=settings.config.fetch.bytes_per_s,
+        registries=settings.config.fetch.registries,
         log_level=settings.log_level,
         log_to_stderr=log_to_stderr,
     )
@@ -57,6 +59,8 @@ def holder_settings(
         quota_bytes=settings.config.quota_bytes,
         free_space_fraction=settings.config.cache.free_space,
         connections=settings.config.fetch.connections,
+        bytes_per_s=settings.config.fetch.bytes_per_s,
+        registries=settings.config.fetch.registries,
         log_level=log_level or settings.log_level,
         log_to_stderr=log_to_stderr,
         keeper=keeper,

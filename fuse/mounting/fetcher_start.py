@@ -12,8 +12,8 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,7 @@ import msgspec
 from fuse.disk import unusable
 from fuse.errors import Fault, Unavailable, WeightlessError, from_fault
 from fuse.fetch import protocol
+from fuse.fetch.limits import RegistryLimits
 from fuse.mounting import process, rundir
 from fuse.mounting.fetcher_connection import Connection
 
@@ -52,6 +53,8 @@ class FetcherSettings:
     quota_bytes: int | None = None
     free_space_fraction: float | None = None
     connections: int | None = None
+    bytes_per_s: int = 0
+    registries: Mapping[str, RegistryLimits] = field(default_factory=dict)
     log_level: str = "info"
     log_to_stderr: bool = False
     """Share this process's standard error: for a node plugin, whose container collects it."""
@@ -65,6 +68,8 @@ class FetcherSettings:
             "quota_bytes": self.quota_bytes,
             "free_space_fraction": self.free_space_fraction,
             "connections": self.connections,
+            "bytes_per_s": self.bytes_per_s,
+            "registries": dict(self.registries),
             "log_level": self.log_level,
         }
         return msgspec.json.encode({key: value for key, value in values.items() if value is not None}).decode()

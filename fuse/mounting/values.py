@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fuse import spec
 from fuse.artifact.reference import Reference
+from fuse.fetch.limits import RegistryLimits
 from fuse.filesystem.table import View
 from fuse.mounting.fetcher_start import FetcherSettings
 from fuse.mounting.pulse import LOOK_S
@@ -43,6 +44,10 @@ class HolderSettings:
     quota_bytes: int | None = None
     free_space_fraction: float | None = None
     connections: int | None = None
+    bytes_per_s: int = 0
+    """What the fetcher may read from all registries together; 0: what the link carries."""
+    registries: Mapping[str, RegistryLimits] = field(default_factory=dict)
+    """What is different for single registries, by the host of references."""
     log_level: str = "info"
     log_to_stderr: bool = False
     """Let the fetcher write to this process's standard error."""
@@ -58,6 +63,8 @@ class HolderSettings:
             quota_bytes=self.quota_bytes,
             free_space_fraction=self.free_space_fraction,
             connections=self.connections,
+            bytes_per_s=self.bytes_per_s,
+            registries=self.registries,
             log_level=self.log_level,
             log_to_stderr=self.log_to_stderr,
         )

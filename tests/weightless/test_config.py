@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fuse.errors import InvalidConfig
+from fuse.fetch.limits import RegistryLimits
 from weightless import config
 
 
@@ -26,7 +27,8 @@ def test_every_key_of_the_documentation_is_understood(write):
 
     assert 500 * 10**9 == loaded.quota_bytes
     assert "worker-1" == loaded.node.node_id
-    assert 8 == loaded.fetch.connections
+    assert (8, 10**9) == (loaded.fetch.connections, loaded.fetch.bytes_per_s)
+    assert {"registry.example.com": RegistryLimits(connections=4, bytes_per_s=200 * 10**6)} == loaded.fetch.registries
 
 
 def test_an_empty_file_says_nothing(write):
@@ -41,6 +43,7 @@ def test_an_empty_file_says_nothing(write):
         ('cache_dir = "/x"', "'cache_dir'", "cache-dir"),
         ("[cache]\nqouta = 1", "'qouta' in [cache]", "quota, free-space"),
         ("[nodes]\n", "'nodes'", "node"),
+        ('[fetch.registry."a.b"]\nmax-bandwith = 1', "'max-bandwith' in [fetch.registry.\"a.b\"]", "max-bandwidth"),
     ],
 )
 def test_an_unknown_key_is_an_error_that_names_file_key_and_the_known_ones(write, text, key, known):
@@ -63,6 +66,16 @@ def test_an_unknown_key_is_an_error_that_names_file_key_and_the_known_ones(write
         ("[cache]\nfree-space = 2", "cache.free-space"),
         ('[cache]\nquota = "12 parsecs"', "cache.quota"),
         ("[fetch]\nconnections = 0", "fetch.connections"),
+        ('[fetch]\nmax-bandwidth = "fast"', "fetch.max-bandwidth: 'fast' is not a size"),
+        ('[fetch]\nmax-bandwidth = "10kB"', "fetch.max-bandwidth: '10kB' is too little"),
+        ("[fetch]\nmax-bandwidth = 0", "fetch.max-bandwidth: 0 is too little"),
+        ("[fetch]\nmax-bandwidth = -5", "fetch.max-bandwidth: '-5' is not a size"),
+        ("[fetch]\nmax-bandwidth = [1]", "fetch.max-bandwidth"),
+        ('[fetch.registry."a.b"]\nmax-bandwidth = "1B"', 'fetch.registry."a.b".max-bandwidth: '),
+        ('[fetch.registry."a.b"]\nconnections = 500', "connections"),
+        ('[fetch.registry."http://a.b"]', 'fetch.registry."http://a.b": no reference'),
+        ('[fetch.registry."index.docker.io"]', "no reference has this registry"),
+        ("[fetch]\nregistry = 3", "fetch.registry"),
         ("cache = 1", "cache"),
         ("prefetch = ", "is not TOML"),
     ],
@@ -76,6 +89,19 @@ def test_a_bad_value_is_an_error_that_names_file_and_key(write, text, words):
 
     assert str(path) == caught.value.where
     assert words in caught.value.what
+
+
+def test_a_bandwidth_is_written_as_a_size(write):
+    """A second is meant, whether it is said or not; what is not said is no limit."""
+    written = ('"200MB"', '"200MB/s"', '"200 MB"', "200000000")
+
+    assert {200 * 10**6} == {
+        config.load(write(f"[fetch]\nmax-bandwidth = {text}")).fetch.bytes_per_s for text in written
+    }
+    assert 0 == config.load(write("[fetch]\n")).fetch.bytes_per_s
+    assert {"localhost:5000": RegistryLimits()} == config.load(
+        write('[fetch.registry."localhost:5000"]')
+    ).fetch.registries
 
 
 def test_a_word_that_is_none_of_a_few_is_answered_with_those_few(write):

@@ -10,17 +10,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fuse import wire
 from fuse.errors import Cancelled, InvalidConfig, InvalidRequest, NoSpace, NotFound, Unavailable, WeightlessError
 from fuse.fetch import protocol
+from fuse.fetch.limits import RegistryLimits
+from fuse.fetch.settings import FetcherSettings as Told
 from fuse.filesystem import table
 from fuse.filesystem.table import View
 from fuse.mounting import fetcher_start
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_connection import Connection
 from fuse.mounting.fetcher_start import FetcherSettings
+from fuse.mounting.values import HolderSettings
 from tests.support.holders import ACCESS, Place, no_zombie_is_left, place
 from tests.support.leaks import alive
 from tests.support.waiting import until
@@ -273,6 +277,19 @@ def test_the_settings_name_nobody_for_root_only() -> None:
     argument = FetcherSettings(cache_dir=Path("/c"), run_dir=Path("/r"), quota_bytes=5).argument()
     assert '"quota_bytes":5' in argument
     assert ("65534" in argument) == (os.geteuid() == 0)
+
+
+def test_the_fetcher_understands_what_it_is_told() -> None:
+    """Every limit of a holder arrives, also those of single registries; what is not said is left to the fetcher."""
+    own = {"registry.example": RegistryLimits(connections=3, bytes_per_s=5_000_000)}
+    holder = HolderSettings(
+        cache_dir=Path("/c"), run_dir=Path("/r"), connections=5, bytes_per_s=7_000_000, quota_bytes=9, registries=own
+    )
+    told = msgspec.json.decode(holder.fetcher().argument(), type=Told)
+
+    assert (told.connections, told.bytes_per_s, told.quota_bytes, told.registries) == (5, 7_000_000, 9, own)
+    silent = FetcherSettings(cache_dir=Path("/c"), run_dir=Path("/r")).argument()
+    assert msgspec.json.decode(silent, type=Told).connections == Told().connections
 
 
 SAYS_WHY = """
