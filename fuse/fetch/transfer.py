@@ -173,7 +173,7 @@ class _Lane(threading.Thread):
                 length,
                 lane=self,
                 avoid=frozenset(blob.distrusted),
-                urgent=run.urgent,
+                urgent=run.urgent or bool(blob.awaiting_whole),  # a strict reader waits for all of it
             )
         except Later:
             asked = False

@@ -120,14 +120,30 @@ def test_a_crowded_peer_is_waited_for_by_what_nobody_waits_for(rig: Rig, peer: P
     assert not seen.failed
 
 
-def test_a_peer_in_trouble_is_gone_round_by_few(rig: Rig, peer: Peer) -> None:
-    """While the way round is used up only readers use it; no registry is blamed, and the rest comes as the bucket fills."""
+def used_up(rig: Rig) -> list[float]:
+    """Nothing ahead of readers comes round a mirror that fails until the clock, which is returned, goes on."""
     health = rig.transport.health
-    started = health._clock()
-    clock = [started]
+    clock = [health._clock()]
     health._clock = lambda: clock[0]
     for _ in range(int(DETOURS_PER_S) + 1):
         health.take_detour()
+    return clock
+
+
+def test_who_waits_for_a_whole_blob_goes_round_as_a_reader(rig: Rig, peer: Peer) -> None:
+    """A strict mount's reader waits for every block of it, though it asks for none by itself."""
+    used_up(rig)
+    peer.script("blob", "dfdaemon=500", forever=True)
+    port, seen = mounted(rig, peer)
+    rig.engine.want_whole(port, 0)
+    seen.wait(lambda: seen.whole, "the whole")
+
+    assert not rig.engine.dispatch.queue.shares.is_put_off(SCOPE)
+
+
+def test_a_peer_in_trouble_is_gone_round_by_few(rig: Rig, peer: Peer) -> None:
+    """While the way round is used up only readers use it; no registry is blamed, and the rest comes as the bucket fills."""
+    clock = used_up(rig)
     peer.script("blob", "dfdaemon=500", forever=True)
     port, seen = mounted(rig, peer)
     rig.want(port, 0, BLOCKS, Priority.BACKGROUND)
