@@ -165,6 +165,8 @@ class Queue(Generic[B]):
                 run.owner, run.end = _NOBODY, run.next
             elif run.owner == owner and not run.whole:
                 run.owner = _NOBODY
+                if run.blob.indivisible:
+                    continue  # a part of it is good for nothing, and it covers all of the blob until it ends
                 end = max([run.next + 1, *(wish.end for wish in run.parked)])
                 self._cut(run, _up(end, run.blob.grain), requeue=False)
 
