@@ -259,8 +259,16 @@ def _users(mountpoint: Path, limit: int = 3) -> list[str]:
             break
         try:
             links = [f"/proc/{pid}/cwd", *(f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd"))]
-            if any(f"{Path(link).readlink()}/".startswith(prefix) for link in links):
+            if any(_leads_below(link, prefix) for link in links):
                 found.append(f"process {pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})")
         except OSError:
             continue
     return found
+
+
+def _leads_below(link: str, prefix: str) -> bool:
+    """False for a file that was closed since it was listed."""
+    try:
+        return f"{os.readlink(link)}/".startswith(prefix)  # noqa: PTH115  (asked of every open file of the machine)
+    except OSError:
+        return False

@@ -395,9 +395,11 @@ def test_a_full_disk_under_the_plugin(sandbox: Sandbox, registry: FaultyRegistry
     name_host(certs, registry.host)
     packed.serve(registry, "models/small", "1.0")
     attributes = {"reference": f"{registry.host}/models/small:1.0"}
-    with Node(sandbox, "--certs-dir", str(certs)) as node:
-        target = node.target("pod")
+    node = Node(sandbox, "--certs-dir", str(certs))
+    target = node.target("pod")
+    try:
         with full_disk(sandbox.cache):
+            node.start()
             error = refusal(node, "csi-full", target, attributes)
             assert grpc.StatusCode.RESOURCE_EXHAUSTED == error.code(), error.details()
             assert f"{sandbox.cache}: the disk of the cache directory is full (free space" in error.details()
@@ -405,6 +407,8 @@ def test_a_full_disk_under_the_plugin(sandbox: Sandbox, registry: FaultyRegistry
         node.publish("csi-full", target, attributes)
         node.unpublish("csi-full", target)
         assert [] == node.leftovers()
+    finally:
+        node.stop()
 
 
 def test_a_target_behind_a_symbolic_link(node: Node, registry: FaultyRegistry, packed: PackedModel) -> None:

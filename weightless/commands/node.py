@@ -77,7 +77,7 @@ def run(
 
 @contextlib.contextmanager
 def _fetcher_ahead(holder: HolderSettings) -> Iterator[threading.Event]:
-    """Has the fetcher started while the rest of this process is: readers may wait for us, and the first pod will.
+    """Where a predecessor left a keeper, readers wait for us: has the fetcher started while the rest of this process is.
 
     It lives on once somebody else is connected to it: then the event is to be set.
     """
@@ -90,7 +90,8 @@ def _fetcher_ahead(holder: HolderSettings) -> Iterator[threading.Event]:
         needed.wait()
         client.close()
 
-    threading.Thread(target=hold, name="fetcher-ahead", daemon=True).start()
+    if (holder.keeper or holder.run_dir / f"{holder.name}.keeper").exists():
+        threading.Thread(target=hold, name="fetcher-ahead", daemon=True).start()
     try:
         yield needed
     finally:
