@@ -82,6 +82,8 @@ class FaultyRegistry(ModelRegistry):
         """Repositories that answer 403 even to good credentials."""
         self.object_store = object_store
         self.log: list[Logged] = []
+        self.hanging = 0
+        """Requests that have ever been left hanging; the log has them once they are let go."""
         self._scripts: dict[str, tuple[list[str], bool]] = {}
         self._state = threading.Lock()
         self._released = threading.Event()
@@ -131,7 +133,10 @@ class FaultyRegistry(ModelRegistry):
         kind = _kind(request)
         fault = self._next_fault(kind)
         if fault == "hang":
-            self._released.wait()
+            released = self._released
+            with self._state:
+                self.hanging += 1
+            released.wait()
             response = Response(status=500, close=True)
         else:
             response = self._faulty(fault, request, self._authorised(kind, request, fault))

@@ -334,7 +334,7 @@ def test_what_was_wished_in_another_order_is_forgotten(tmp_path: Path) -> None:
             worker.open(0)
             worker.open(2)
             worker.want(0, 0, 8, "background")
-            wait_until(lambda: registry.requests("blob"), "the first request")
+            wait_until(lambda: registry.hanging, "the first request")
             worker.want(1, 0, 8, "background")
             worker.channel.send(protocol.Want(blob=2, first=0, count=8, priority="background", anew=True))
             worker.open(1)  # answered after that
