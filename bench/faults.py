@@ -20,7 +20,7 @@ from bench.results import Result
 from bench.scale import by_scale
 from bench.workshop import memory_bytes
 from tests.faults import processes
-from tests.faults.arena import Arena, Readers, arena, read_once, stalls
+from tests.faults.arena import REST_S, Arena, Readers, arena, read_once, stalls
 from tests.faults.content import Model
 from tests.support.waiting import until
 
@@ -48,12 +48,17 @@ def _one_mount() -> list[Result]:
     with arena(Model(seed=1, mebibytes=64, shards=4)) as here:
         _must_be_right(here.target, here.model)
         return [
-            *_stalls(here, "worker killed under 4 readers", kill_worker, times=by_scale(small=2, full=20)),
+            *_stalls(
+                here, "worker killed under 4 readers", kill_worker, times=by_scale(small=2, full=12), rest_after=4
+            ),
             *_stalls(here, "plugin and workers killed under 4 readers", kill_plugin, times=by_scale(small=1, full=8)),
         ]
 
 
-def _stalls(here: Arena, what: str, strike: Callable[[Arena], None], *, times: int) -> list[Result]:
+def _stalls(
+    here: Arena, what: str, strike: Callable[[Arena], None], *, times: int, rest_after: int = 0
+) -> list[Result]:
+    """`rest_after` so many strikes, replacements are let serve for as long as it takes until deaths before are forgotten."""
     chance = random.Random(what)
     readers = Readers(here.target, here.model, chance)
     moments = []
@@ -62,6 +67,8 @@ def _stalls(here: Arena, what: str, strike: Callable[[Arena], None], *, times: i
             readers.watch(chance.uniform(0.5, 1.0))
             moments.append(time.monotonic())
             strike(here)
+            if rest_after and len(moments) % rest_after == 0 and len(moments) < times:
+                readers.watch(REST_S)
         readers.watch(1.0)
         reports = readers.finish()
     finally:
