@@ -1,5 +1,5 @@
-"""Publish must not depend on the model's size. To the first byte of a small file: 1 GB against 1 TB, each with a fetcher that
-has yet to start. The publish alone: 1 TB in 500 files, with a fetcher that runs, of a manifest that it has never seen and of one
+"""Publish must not depend on the model's size. To the first byte of a small file: 1 GB against 1 TB, each by a plugin that
+has just started. The publish alone: 1 TB in 500 files, with a fetcher that runs, of a manifest that it has never seen and of one
 that it knows. All bytes are computed by the server.
 """
 
