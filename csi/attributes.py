@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -29,6 +29,11 @@ _KUBERNETES: Final = ("k8s.io", "kubernetes.io")
 
 DOCKER_CONFIG: Final = ".dockerconfigjson"
 _SECRET_KEYS: Final = frozenset({DOCKER_CONFIG, "username", "password"})
+
+_PREFETCH: Final[tuple[Prefetch, Prefetch]] = ("full", "none")
+_VERIFY: Final[tuple[Verify, Verify]] = ("lazy", "strict")
+_NATIVE: Final[tuple[Native, Native]] = ("auto", "off")
+_Choice = TypeVar("_Choice", bound=str)
 
 _MAX_PATTERNS: Final = 1000
 _MAX_MAP_BYTES: Final = 4096
@@ -69,9 +74,9 @@ def parse(context: Mapping[str, str]) -> Attributes:
     return Attributes(
         reference=str(reference),
         view=view,
-        prefetch=_prefetch(values.get("prefetch")),
-        verify=_verify(values.get("verify")),
-        native=_native(values.get("native")),
+        prefetch=_choice("prefetch", values.get("prefetch"), _PREFETCH, "is not a way to prefetch"),
+        verify=_choice("verify", values.get("verify"), _VERIFY, "is not a way to verify"),
+        native=_choice("native", values.get("native"), _NATIVE, "does not say when"),
     )
 
 
@@ -148,28 +153,14 @@ def _boolean(name: str, text: str | None) -> bool:
             )
 
 
-def _prefetch(text: str | None) -> Prefetch:
-    choices: tuple[Literal["full"], Literal["none"]] = ("full", "none")
+def _choice(name: str, text: str | None, choices: tuple[_Choice, _Choice], what: str) -> _Choice:
+    """The first where nothing is said."""
+    if not text:
+        return choices[0]
     for choice in choices:
-        if text in (choice, None, ""):
+        if text == choice:
             return choice
-    raise InvalidRequest(f"{text!r:.80} is not a way to prefetch", where="attribute prefetch", fix="use full or none")
-
-
-def _verify(text: str | None) -> Verify:
-    choices: tuple[Literal["lazy"], Literal["strict"]] = ("lazy", "strict")
-    for choice in choices:
-        if text in (choice, None, ""):
-            return choice
-    raise InvalidRequest(f"{text!r:.80} is not a way to verify", where="attribute verify", fix="use lazy or strict")
-
-
-def _native(text: str | None) -> Native:
-    choices: tuple[Literal["auto"], Literal["off"]] = ("auto", "off")
-    for choice in choices:
-        if text in (choice, None, ""):
-            return choice
-    raise InvalidRequest(f"{text!r:.80} does not say when", where="attribute native", fix="use auto or off")
+    raise InvalidRequest(f"{text!r:.80} {what}", where=f"attribute {name}", fix=f"use {choices[0]} or {choices[1]}")
 
 
 def _patterns(text: str | None) -> tuple[str, ...]:

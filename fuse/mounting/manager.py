@@ -241,7 +241,7 @@ class MountManager:
                 self._keeping.keep(mount)
                 if mount.uses and mount.prefetch != before:
                     self._supervisor.set_prefetch(mount)
-                    _tune(mount)
+                    mount.tune()
             return len(mount.uses)
 
     def unmount(self, mount_id: str, *, lazy: bool = False, unused_only: bool = False) -> bool:
@@ -348,7 +348,7 @@ class MountManager:
                 supervisor.start_worker(mount, session.fileno(), self.settings.start_limit_s)
             checkpoint("started")
             self._keeping.keep(mount)  # now with the reply
-            _tune(mount)
+            mount.tune()
             checkpoint("live")
             mount.live = True
             supervisor.vitals.watch(mount)
@@ -388,7 +388,7 @@ class MountManager:
         self._keeping.keep(mount)
         if mount.prefetch != before:
             self._supervisor.set_prefetch(mount)
-            _tune(mount)
+            mount.tune()
 
     def _unmount(self, mount: Mount, *, lazy: bool) -> None:
         there = MountTable.read().at(mount.mountpoint)
@@ -515,13 +515,3 @@ def _end_left_worker(mount: Mount) -> None:
         if process.kill_left(pidfd):
             _log.warning("left_worker_killed", mount=mount.id, mountpoint=str(mount.mountpoint))
         os.close(pidfd)
-
-
-def _tune(mount: Mount) -> None:
-    if mount.by_fusermount:
-        return  # the knobs are root's
-    sparing = mount.prefetch == "none"
-    device.tune(
-        int(mount.device.partition(":")[2]),
-        read_ahead_kb=device.SPARING_READ_AHEAD_KB if sparing else device.READ_AHEAD_KB,
-    )

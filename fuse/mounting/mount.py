@@ -139,6 +139,12 @@ class Mount:
             self.trouble_since = time.time()
         self.trouble = trouble
 
+    def tune(self) -> None:
+        """Sets the kernel's knobs of this mount for what its users want of it; they are root's."""
+        if not self.by_fusermount:
+            sparing = self.prefetch == "none"
+            device.tune(self.minor, read_ahead_kb=device.SPARING_READ_AHEAD_KB if sparing else device.READ_AHEAD_KB)
+
     def keepsakes(self) -> list[int]:
         """What the keeper is to hold beside device and table: a sealed memfd of the `Kept`, and what that names. The caller owns
         them."""

@@ -13,16 +13,15 @@ import pytest
 from weightless.signals import ENDING, signals_call
 
 _PROGRAM = """
-import ctypes, os, signal, sys, threading, time
+import signal, sys, threading, time
 from weightless.signals import signals_call
 
 number = int(sys.argv[1])
-libc = ctypes.CDLL(None)
 ended = threading.Event()
 
 def signal_this_thread():
     time.sleep(0.3)  # by then the main thread waits
-    libc.syscall(200 if os.uname().machine == "x86_64" else 130, threading.get_native_id(), number)  # tkill
+    signal.pthread_kill(threading.get_ident(), number)
     time.sleep(60)
 
 with signals_call(ended.set):
