@@ -31,6 +31,9 @@ from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health, MountStatus
 from fuse.mounting.values import HolderSettings, ResolvedArtifact
 
+VERSION: Final = 1
+NEEDS: Final = 1
+"""The oldest version of this module that understands a record of this one (docs/ARCHITECTURE.md, Versions)."""
 _MOUNTINFO: Final = "/proc/self/mountinfo"
 _SCRATCH: Final = "tree"
 _UNPIN_PAUSE_S: Final = 5.0
@@ -51,6 +54,12 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     pin: str
     grants: dict[str, float | None]
     """Who uses it, and the proof of the offline policy that let each in (`Use.proven_at`)."""
+    version: int = VERSION
+    needs: int = NEEDS
+
+
+class _Versioned(msgspec.Struct):
+    needs: int = 1
 
 
 class NativeMounts:
@@ -78,8 +87,8 @@ class NativeMounts:
         table = MountTable.read()
         for path in sorted(self._directory.glob("*.json")):
             try:
-                record = msgspec.json.decode(path.read_bytes(), type=_Record)
-            except (OSError, msgspec.DecodeError) as error:
+                record = _decoded(path.read_bytes())
+            except (OSError, ValueError) as error:
                 _log.warning("native_record_unreadable", path=str(path), error=str(error))
                 continue
             if any(entry.native for entry in table.of_device(record.device)):
@@ -295,6 +304,14 @@ class NativeMounts:
             for record in gone:
                 self._gone(record)
         yield from statuses
+
+
+def _decoded(content: bytes) -> _Record:
+    """Raises ValueError for what is no record, or needs a later version."""
+    needs = msgspec.json.decode(content, type=_Versioned).needs
+    if needs > VERSION:
+        raise ValueError(f"it needs version {needs}, this is {VERSION}")
+    return msgspec.json.decode(content, type=_Record)
 
 
 def _with(record: _Record, grants: dict[str, float | None]) -> _Record:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fuse.errors import Conflict, MountFailed, NotFound, Unavailable
@@ -176,6 +177,24 @@ def test_a_successor_cleans_up_after_one_that_died(here: Here) -> None:
     assert [] == second.statuses()
     until(lambda: not here.fetcher.pins, "its pin is gone")
     assert () == MountTable.read().below(here.root)
+
+
+def test_a_record_of_a_later_version_is_left_alone(here: Here) -> None:
+    """As long as it says that this one cannot read it; what it only adds is passed over."""
+    first = here.mounts()
+    here.acquire(first)
+    here.close(first, keep=True)
+    (path,) = (here.run / "holder.native").glob("*.json")
+    written = msgspec.json.decode(path.read_bytes())
+    path.write_bytes(msgspec.json.encode({**written, "version": 2, "needs": 2, "more": 1}))
+    second = here.mounts()
+    assert [] == second.statuses()
+    here.close(second, keep=True)
+    assert path.exists()
+    assert {"mount:m1"} == here.fetcher.pins
+    assert b"0123456789" == (here.path / "file").read_bytes()
+    path.write_bytes(msgspec.json.encode({**written, "version": 2, "more": 1}))
+    assert ["m1"] == [status.id for status in here.mounts().statuses()]
 
 
 def test_who_unmounts_it_is_noticed(here: Here) -> None:
