@@ -252,7 +252,7 @@ class Connection(threading.Thread):
             raise NotFound(
                 "no load of this artifact is known here",
                 where=message.reference,
-                fix="mount it, and let something load it",
+                fix="mount it, let something load it, and wait a few seconds, or unmount it",
             )
         source, found = known
         fd = wire.sealed_memfd("profile", profile.encode(found))

@@ -17,6 +17,8 @@ from fuse.prefetch.touches import Touches
 
 QUIET_S: Final = 5.0
 """Loaders pause: between shards, while a device is being set up. A load that goes on after it was told is told again."""
+LOOKS: Final = 5
+"""In that time: so much later than that it may be told."""
 LEAST_BLOCKS: Final = 16
 """Of what reads less, a directory listing or a look at a header, nobody's order is to be made."""
 
@@ -44,9 +46,10 @@ class Learning:
         while True:
             await self._opened.wait()
             self._opened = trio.Event()
-            seen = -1
-            while seen != self._touches.blocks:
-                seen = self._touches.blocks
-                await trio.sleep(QUIET_S)
+            seen, quiet_since = self._touches.blocks, trio.current_time()
+            while trio.current_time() - quiet_since < QUIET_S:
+                await trio.sleep(QUIET_S / LOOKS)
+                if seen != self._touches.blocks:
+                    seen, quiet_since = self._touches.blocks, trio.current_time()
             if (runs := self.untold()) and self._tell(runs):
                 self._told = seen

@@ -59,7 +59,7 @@ def push(settings: Settings, reference: str) -> None:
             raise NotFound(
                 "its profile was pushed by somebody, and no load of it through this cache is known",
                 where=resolved.reference,
-                fix="mount it, and let something load it",
+                fix="mount it, let something load it, and wait a few seconds, or unmount it",
             )
         learned = profile.decode(content)
         origin = Origin(Reference.parse(resolved.reference), access, transport, push=True)

@@ -17,7 +17,7 @@ from fuse.filesystem.table import Blob, Table
 from fuse.filesystem.tree import Tree
 from fuse.prefetch.order import Range
 from fuse.prefetch.touches import Touches
-from fuse.worker.learning import LEAST_BLOCKS, QUIET_S, Learning
+from fuse.worker.learning import LEAST_BLOCKS, LOOKS, QUIET_S, Learning
 from fuse.worker.reader import Reader
 from fuse.worker.session_client import FetchSession
 from tests.support.fetchsession import BLOCK, FakeFetcher
@@ -222,7 +222,7 @@ def test_a_load_is_told_once_when_it_is_quiet() -> None:
 
     (first, blocks), (second, more) = trio.run(run, clock=trio.testing.MockClock(autojump_threshold=0))
     assert (30, 40) == (blocks, more)
-    assert 100 + 1.6 * QUIET_S + QUIET_S < first <= 100 + 1.6 * QUIET_S + 2 * QUIET_S
+    assert QUIET_S <= first - (100 + 1.6 * QUIET_S) <= QUIET_S + QUIET_S / LOOKS
     assert second > 300
 
 
