@@ -36,7 +36,7 @@ _NATIVE: Final[tuple[Native, Native]] = ("auto", "off")
 _Choice = TypeVar("_Choice", bound=str)
 
 _MAX_PATTERNS: Final = 1000
-_MAX_MAP_BYTES: Final = 4096
+MAX_MAP_BYTES: Final = 4096
 """CSI: a map of strings holds at most 4 KiB; kubelet does not enforce it, so secrets of a real docker config may be larger."""
 _MAX_SECRETS_BYTES: Final = 1024 * 1024
 
@@ -55,7 +55,7 @@ class Attributes:
 
 def parse(context: Mapping[str, str]) -> Attributes:
     """The attributes in a volume context. Raises InvalidRequest or InvalidReference, naming the key."""
-    values = _by_key(context)
+    values = by_name(context)
     text = values.get("reference")
     if text is None:
         raise InvalidRequest(
@@ -95,12 +95,12 @@ def check_secrets(secrets: Mapping[str, str]) -> dict[str, str]:
     return known
 
 
-def _by_key(context: Mapping[str, str]) -> dict[str, str]:
-    """The values of all keys that are for us, by bare name."""
+def by_name(context: Mapping[str, str], where: str = "volumeAttributes") -> dict[str, str]:
+    """The values of all keys that are for us, by bare name; `where` they were written. Raises InvalidRequest."""
     if sum(len(key.encode()) + len(value.encode()) for key, value in context.items() if not _of_kubernetes(key)) > (
-        _MAX_MAP_BYTES
+        MAX_MAP_BYTES
     ):
-        raise InvalidRequest("more than 4 KiB of attributes", where="volumeAttributes", fix="shorten the patterns")
+        raise InvalidRequest("more than 4 KiB of attributes", where=where, fix="shorten the patterns")
     found: dict[str, tuple[str, str]] = {}
     unknown: list[str] = []
     for key, value in sorted(context.items()):
@@ -115,13 +115,11 @@ def _by_key(context: Mapping[str, str]) -> dict[str, str]:
             continue
         earlier = found.setdefault(name, (key, value))
         if earlier[1] != value:
-            raise InvalidRequest(
-                f"{earlier[0]!r} and {key!r} differ", where="volumeAttributes", fix=f"give {name} only once"
-            )
+            raise InvalidRequest(f"{earlier[0]!r} and {key!r} differ", where=where, fix=f"give {name} only once")
     if unknown:
         raise InvalidRequest(
             f"unknown attributes {_quoted(unknown)}",
-            where="volumeAttributes",
+            where=where,
             fix=f"known are {', '.join(KNOWN)}, bare or under {PREFIX} or {MODELPACK_PREFIX}",
         )
     return {name: value for name, (_, value) in found.items()}

@@ -28,9 +28,10 @@ class Identity(rpc.IdentityServicer):
     def GetPluginCapabilities(  # noqa: N802
         self, request: pb.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
     ) -> pb.GetPluginCapabilitiesResponse:
-        """None: volumes are made by hand or inline, there is no Controller service."""
+        """Of this version, whichever services this process runs: CSI wants the same answer from all of one version."""
         del request, context
-        return pb.GetPluginCapabilitiesResponse()
+        controller = pb.PluginCapability.Service(type=pb.PluginCapability.Service.CONTROLLER_SERVICE)
+        return pb.GetPluginCapabilitiesResponse(capabilities=[pb.PluginCapability(service=controller)])
 
     def Probe(  # noqa: N802
         self, request: pb.ProbeRequest, context: grpc.ServicerContext

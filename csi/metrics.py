@@ -1,4 +1,4 @@
-"""What the node plugin counts, as Prometheus metrics. docs/metrics.md lists them; a test compares.
+"""What a plugin counts, as Prometheus metrics. docs/metrics.md lists them; a test compares.
 
 Labels are small and fixed: a state, a reason, a method, a code, a role. Never a reference, a digest, a path or a name of a pod or
 registry: those are without bound, and not for everybody to see. All is taken from memory when it is scraped, but for one round
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fuse.mounting.reasons import Reason, State
@@ -40,7 +40,8 @@ class Source(Protocol):
 class Metrics:
     """All metrics of one plugin, in a registry of their own."""
 
-    def __init__(self, source: Source, volumes: Callable[[], Sequence[Health]]) -> None:
+    def __init__(self, source: Source | None = None, volumes: Callable[[], Sequence[Health]] = list) -> None:
+        """Without `source`, of a plugin that mounts nothing."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series beside each counter that nobody asks for
         self.registry = CollectorRegistry()
         self._calls = Counter(
@@ -53,7 +54,9 @@ class Metrics:
             buckets=_BUCKETS_S,
             registry=self.registry,
         )
-        self.registry.register(_NodeCollector(source, volumes))
+        Info("weightless_build", "The version that runs.", registry=self.registry).info({"version": __version__})
+        if source is not None:
+            self.registry.register(_NodeCollector(source, volumes))
         ProcessCollector(registry=self.registry)
 
     def observe_call(self, method: str, code: str, duration_s: float) -> None:
@@ -81,7 +84,6 @@ class _NodeCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         snapshot = self._snapshot()
-        yield InfoMetricFamily("weightless_build", "The version that runs.", {"version": __version__})
         yield from _conditions("volume", "Published volumes", snapshot.volumes)
         yield from _conditions("mount", "Mounted file systems", [mount.condition for mount in snapshot.mounts])
         yield _changes(snapshot.totals)

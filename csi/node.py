@@ -1,10 +1,7 @@
-"""The Node service: decode, call, encode. No decisions but how many publishes may go on at once."""
+"""The Node service: decode, call, encode. No decisions."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 import grpc
@@ -15,18 +12,14 @@ from csi.pb import csi_pb2_grpc as rpc
 from csi.publisher import Publisher
 from csi.recovery import Mender
 from csi.redaction import clean
+from csi.slots import Slots, waiting_limit_s
 from csi.targets import TargetRules
-from fuse.errors import InProgress, NotFound
+from fuse.errors import NotFound
 
 _CAPABILITIES: Final = (
     pb.NodeServiceCapability.RPC.GET_VOLUME_STATS,
     pb.NodeServiceCapability.RPC.VOLUME_CONDITION,
 )
-MAX_PUBLISHES: Final = 48
-"""At once, those that wait for others included. The rest of the server's threads is for calls that answer at once: with the
-registry away, publishes must not keep the liveness probe waiting."""
-_MARGIN_S: Final = 1.0
-"""How long before the caller's deadline a wait is given up, so that the caller still hears why."""
 
 
 class Node(rpc.NodeServicer):
@@ -38,20 +31,20 @@ class Node(rpc.NodeServicer):
         self._publisher = publisher
         self._rules = rules
         self._mender = mender
-        self._slots = threading.BoundedSemaphore(MAX_PUBLISHES)
+        self._slots = Slots("volumes are being published")
 
     def NodePublishVolume(  # noqa: N802  (named by the protocol, as all below)
         self, request: pb.NodePublishVolumeRequest, context: grpc.ServicerContext
     ) -> pb.NodePublishVolumeResponse:
         wanted = requests.publish(request, self._rules)
-        with self._slot():
-            self._publisher.publish(wanted, _limit_s(context))
+        with self._slots.taken():
+            self._publisher.publish(wanted, waiting_limit_s(context))
         return pb.NodePublishVolumeResponse()
 
     def NodeUnpublishVolume(  # noqa: N802
         self, request: pb.NodeUnpublishVolumeRequest, context: grpc.ServicerContext
     ) -> pb.NodeUnpublishVolumeResponse:
-        self._publisher.unpublish(requests.unpublish(request, self._rules), _limit_s(context))
+        self._publisher.unpublish(requests.unpublish(request, self._rules), waiting_limit_s(context))
         return pb.NodeUnpublishVolumeResponse()
 
     def NodeGetVolumeStats(  # noqa: N802
@@ -95,20 +88,3 @@ class Node(rpc.NodeServicer):
     ) -> pb.NodeGetInfoResponse:
         del request, context
         return pb.NodeGetInfoResponse(node_id=self._node_id, max_volumes_per_node=self._max_volumes)
-
-    @contextmanager
-    def _slot(self) -> Iterator[None]:
-        if not self._slots.acquire(blocking=False):
-            raise InProgress(
-                f"{MAX_PUBLISHES} volumes are being published already", where="node", fix="it will be tried again"
-            )
-        try:
-            yield
-        finally:
-            self._slots.release()
-
-
-def _limit_s(context: grpc.ServicerContext) -> float | None:
-    remaining = context.time_remaining()
-    # Without a deadline gRPC says None, or a time far beyond what a lock can wait.
-    return max(0.0, remaining - _MARGIN_S) if remaining is not None and remaining < 1e6 else None

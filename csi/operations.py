@@ -1,4 +1,4 @@
-"""What is under way at each target: who may start, who joins, who must wait.
+"""What is under way at each target (of a node), or for each name (of a controller): who may start, who joins, who must wait.
 
 At one target there is one operation at a time. An equal request joins it and shares its outcome; a different one is told to come
 back (ABORTED); a negation cancels what it negates and waits until that has cleaned up. An operation belongs to the thread that
@@ -25,6 +25,8 @@ class Operation:
         """Set when the work should be given up: it undoes what it did, and raises `Cancelled`."""
         self.finished = threading.Event()
         self.error: WeightlessError | None = None
+        self.result: object = None
+        """What the work found out, for all who joined it."""
 
     def check(self) -> None:
         """Raises Cancelled when the work should be given up."""
@@ -48,8 +50,8 @@ class Operations:
         *,
         cancels: tuple[str, ...] = (),
         limit_s: float | None = None,
-    ) -> None:
-        """Does `work`, or joins an equal operation and shares its outcome.
+    ) -> Operation:
+        """Does `work`, or joins an equal operation and shares its outcome. Returns the operation that did it.
 
         Operations of the same volume whose verb is one of `cancels` are cancelled and waited for. Raises what the work
         raises, and InProgress when a different operation is under way, or when `limit_s` passes in waiting.
@@ -76,8 +78,9 @@ class Operations:
                 if current.error is not None:
                     # A new object: several threads raise it, and each adds its own traceback.
                     raise from_fault(current.error.to_fault())
-                return
+                return current
         self._perform(operation, target, work)
+        return operation
 
     def _perform(self, operation: Operation, target: str, work: Callable[[Operation], None]) -> None:
         operation.error = WeightlessError("the operation ended unexpectedly", where=target)

@@ -1,4 +1,4 @@
-"""The node plugin as a process: what is started in which order, and how it ends.
+"""The node plugin as a process: what is started in which order, and how it ends. A controller may be served beside it.
 
 Two plugins must not share kubelet's directory, a state directory or a socket: the first two are held by locks on the directories
 themselves, the socket by `Server`. On SIGTERM no new call is taken, what is under way is cancelled or finished, and the mounts
@@ -19,6 +19,7 @@ import grpc
 import structlog
 
 from csi import mounts
+from csi.controller import Controller
 from csi.exposition import Exposition
 from csi.identity import DRIVER_NAME, Identity
 from csi.interceptors import Guard
@@ -26,6 +27,7 @@ from csi.metrics import Metrics
 from csi.mounts import Manager, SharedMounts
 from csi.node import Node
 from csi.pb import csi_pb2_grpc as rpc
+from csi.provisioner import Provisioner
 from csi.publisher import AccessSource, Publisher
 from csi.recovery import Mender, recover
 from csi.server import Server, is_served, socket_path
@@ -47,7 +49,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginSettings:
-    """What `weightless node` was told."""
+    """What `weightless csi` was told of the node."""
 
     endpoint: str
     node_id: str
@@ -66,7 +68,8 @@ class PluginSettings:
 class NodePlugin:
     """One node plugin: `start` it, and `stop` it when the process is told to end."""
 
-    def __init__(self, settings: PluginSettings, manager: Manager) -> None:
+    def __init__(self, settings: PluginSettings, manager: Manager, provisioner: Provisioner | None = None) -> None:
+        self._provisioner = provisioner
         self._path = socket_path(settings.endpoint)
         if not 0 < len(settings.node_id.encode()) <= _MAX_NODE_ID_BYTES:
             raise InvalidConfig(f"must have 1 to {_MAX_NODE_ID_BYTES} bytes", where="node id", fix="see --node-id")
@@ -130,6 +133,8 @@ class NodePlugin:
         """Ends in the order in which things depend on each other. Published volumes stay mounted."""
         self._ready = False
         # First what is under way: only then can the calls that wait for it return.
+        if self._provisioner is not None:
+            self._provisioner.operations.close(_GRACE_S)
         finished = self._publisher.operations.close(_GRACE_S)
         self._server.stop(_GRACE_S)
         self._mender.close()
@@ -164,6 +169,9 @@ class NodePlugin:
             mender=self._mender,
         )
         rpc.add_NodeServicer_to_server(node, server)
+        if self._provisioner is not None:
+            controller = Controller(self._provisioner)  # type: ignore[abstract]  # likewise
+            rpc.add_ControllerServicer_to_server(controller, server)
 
     def _lock(self, directory: Path) -> None:
         """Holds the directory, which is made if missing, for the life of this plugin. Raises Conflict or InvalidConfig."""

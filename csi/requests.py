@@ -1,27 +1,20 @@
 """Requests of the Node service as values: checked once, here, so that nothing behind it asks again.
 
-Pure. Identifiers are opaque: they are bounded, free of control characters, and never become part of a path.
+Pure. Identifiers never become part of a path.
 """
 
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from csi import attributes
 from csi.attributes import Attributes
+from csi.fields import CALLER, capability, identifier, required
 from csi.pb import csi_pb2 as pb
 from csi.targets import Target, TargetRules
 from fuse.errors import InvalidRequest
-
-_MAX_ID_BYTES: Final = 1024
-"""CSI says 128; kubelet sends volume handles of PersistentVolumes as they are, and lengths are no danger to us."""
-_CALLER: Final = "kubelet always sends it: correct what calls in its place"
-_HARMLESS_FLAGS: Final = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"})
-"""Mount options of a PersistentVolume that are in force anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +64,11 @@ class PublishRequest:
 
 def publish(request: pb.NodePublishVolumeRequest, rules: TargetRules) -> PublishRequest:
     """Raises InvalidRequest or InvalidReference."""
-    volume_id = _volume_id(request.volume_id)
-    _required("target_path", request.target_path)
+    volume_id = identifier("volume_id", request.volume_id)
+    required("target_path", request.target_path)
     if not request.HasField("volume_capability"):
-        raise InvalidRequest("volume_capability is missing", where="NodePublishVolume", fix=_CALLER)
-    mode = _capability(request.volume_capability)
+        raise InvalidRequest("volume_capability is missing", where="NodePublishVolume", fix=CALLER)
+    mode = capability(request.volume_capability)
     key = VolumeKey(volume_id=volume_id, target=rules.parse(request.target_path))
     context = dict(request.volume_context)
     pod = "/".join(context.get(f"csi.storage.k8s.io/pod.{part}", "") for part in ("namespace", "name"))
@@ -91,8 +84,8 @@ def publish(request: pb.NodePublishVolumeRequest, rules: TargetRules) -> Publish
 
 def unpublish(request: pb.NodeUnpublishVolumeRequest, rules: TargetRules) -> VolumeKey:
     """Raises InvalidRequest."""
-    volume_id = _volume_id(request.volume_id)
-    _required("target_path", request.target_path)
+    volume_id = identifier("volume_id", request.volume_id)
+    required("target_path", request.target_path)
     return VolumeKey(volume_id=volume_id, target=rules.parse(request.target_path))
 
 
@@ -101,48 +94,9 @@ def stats(request: pb.NodeGetVolumeStatsRequest, rules: TargetRules) -> VolumeKe
 
     Raises InvalidRequest when a field is missing.
     """
-    volume_id = _volume_id(request.volume_id)
-    _required("volume_path", request.volume_path)
+    volume_id = identifier("volume_id", request.volume_id)
+    required("volume_path", request.volume_path)
     try:
         return VolumeKey(volume_id=volume_id, target=rules.parse(request.volume_path))
     except InvalidRequest:
         return None
-
-
-def _capability(capability: pb.VolumeCapability) -> int:
-    """The access mode. Writers are let in, since callers ask for them by default; what they get is read-only."""
-    where = "volume_capability"
-    match capability.WhichOneof("access_type"):
-        case "mount":
-            pass
-        case "block":
-            raise InvalidRequest("a model is not a block device", where=where, fix="use volumeMode: Filesystem")
-        case _:
-            raise InvalidRequest("access type is missing", where=where, fix="set mount")
-    if capability.access_mode.mode == pb.VolumeCapability.AccessMode.UNKNOWN:
-        raise InvalidRequest("access mode is missing", where=where, fix="use ReadOnlyMany")
-    flags = [flag for flag in capability.mount.mount_flags if flag not in _HARMLESS_FLAGS]
-    if flags:
-        # The flags themselves may be sensitive (CSI), so they are not repeated.
-        raise InvalidRequest(
-            f"{len(flags)} of the mount options are not supported",
-            where=where,
-            fix=f"leave mountOptions out; harmless are {', '.join(sorted(_HARMLESS_FLAGS))}",
-        )
-    if capability.mount.volume_mount_group:
-        raise InvalidRequest("volume_mount_group is not supported", where=where, fix="use fsGroupPolicy: None")
-    return int(capability.access_mode.mode)
-
-
-def _volume_id(text: str) -> str:
-    _required("volume_id", text)
-    if len(text.encode()) > _MAX_ID_BYTES:
-        raise InvalidRequest(f"longer than {_MAX_ID_BYTES} bytes", where="volume_id", fix="use a shorter volumeHandle")
-    if any(unicodedata.category(character) == "Cc" for character in text):
-        raise InvalidRequest("holds control characters", where="volume_id", fix="use another volumeHandle")
-    return text
-
-
-def _required(name: str, text: str) -> None:
-    if not text:
-        raise InvalidRequest("it is missing", where=name, fix=_CALLER)

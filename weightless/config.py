@@ -20,13 +20,17 @@ max-bandwidth = "200MB"
 [registry]
 offline = "refuse"      # or "allow": mount what the same credentials mounted before while the registry cannot be reached
 offline-hours = 72      # how old that proof may be
-[node]
+[node]                  # of `weightless csi --mode node`, and all
 endpoint = "unix:///var/lib/kubelet/plugins/csi.weightless.dev/csi.sock"
 node-id = "worker-1"
 kubelet-dir = "/var/lib/kubelet"
 state-dir = "/var/lib/weightless"
 metrics-address = ":9808"   # Prometheus metrics, at /metrics; without it there are none
 keeper = "unix:///run/weightless-keeper/keeper.sock"   # one that runs by itself; without it, the plugin starts its own
+max-volumes = 0             # how many volumes the scheduler may give this node; 0: no limit
+[controller]            # of `weightless csi --mode controller`
+endpoint = "unix:///csi/csi.sock"
+metrics-address = ":9808"
 [mount]
 without-resend = "wait"    # or "abort": on kernels before 6.9
 native = "auto"            # or "off": serve also what is whole in the cache by FUSE
@@ -68,7 +72,8 @@ _CHOICES: Final = {
     "max-bandwidth": _BANDWIDTH,
     "offline": "one of refuse, allow",
     "offline-hours": "a number of hours above 0, up to 8760",
-    **dict.fromkeys(("cache", "fetch", "registry", "node", "mount"), "a table, as in [cache]"),
+    "max-volumes": "a whole number; 0 means no limit",
+    **dict.fromkeys(("cache", "fetch", "registry", "node", "controller", "mount"), "a table, as in [cache]"),
 }
 _ELSE: Final = "text in quotes"
 ENVIRONMENT: Final = "WEIGHTLESS_CONFIG"
@@ -133,6 +138,12 @@ class NodeSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_un
     state_dir: str | None = None
     metrics_address: str | None = None
     keeper: str | None = None
+    max_volumes: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+class ControllerSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    endpoint: str | None = None
+    metrics_address: str | None = None
 
 
 class MountSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -153,6 +164,7 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
     fetch: FetchSection = FetchSection()
     registry: RegistrySection = RegistrySection()
     node: NodeSection = NodeSection()
+    controller: ControllerSection = ControllerSection()
     mount: MountSection = MountSection()
 
     @property

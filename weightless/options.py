@@ -32,6 +32,7 @@ REFUSED: Final = "see that it is there, has room, and that this user may use it"
 _CONTAINERD_CERTS: Final = Path("/etc/containerd/certs.d")
 
 PrefetchChoice = StrEnum("PrefetchChoice", ["full", "none"])
+ModeChoice = StrEnum("ModeChoice", ["node", "controller", "all"])
 WithoutResendChoice = StrEnum("WithoutResendChoice", ["wait", "abort"])
 NativeChoice = StrEnum("NativeChoice", ["auto", "off"])
 VerifyChoice = StrEnum("VerifyChoice", ["lazy", "strict"])

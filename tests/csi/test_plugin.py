@@ -13,11 +13,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi.node import MAX_PUBLISHES
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc as rpc
 from csi.plugin import NodePlugin
 from csi.server import Server, socket_path
+from csi.slots import MAX_SLOW_CALLS
 from fuse.errors import Conflict, InvalidConfig, Unavailable
 from fuse.mounting import device
 from fuse.mounting.mountinfo import MountTable
@@ -267,7 +267,7 @@ def test_only_so_many_publishes_at_once(place: Place, manager: FakeManager) -> N
             kubelet.node.NodePublishVolume.future(
                 publish_request(place.target(volume=f"v{number}"), volume_id=f"v{number}"), timeout=30
             )
-            for number in range(MAX_PUBLISHES)
+            for number in range(MAX_SLOW_CALLS)
         ]
         for _ in calls:
             assert count.acquire(timeout=10)

@@ -18,7 +18,7 @@ _MARKS: Final[dict[Kind, Callable[[list[str]], bool]]] = {
     "fetcher": lambda words: "fuse.fetch" in words,
     "keeper": lambda words: any("keeper" in word for word in words[1:]),
     "holder": lambda words: "weightless.holder" in words,
-    "plugin": lambda words: "node" in words,
+    "plugin": lambda words: "csi" in words,
 }
 
 

@@ -20,7 +20,7 @@ MULTI_READER: Final = csi_pb2.VolumeCapability.AccessMode.MULTI_NODE_READER_ONLY
 
 
 class Node:
-    """`weightless node` in `sandbox`. The context ends it with SIGTERM; what is published stays published."""
+    """`weightless csi` in `sandbox`. The context ends it with SIGTERM; what is published stays published."""
 
     def __init__(self, sandbox: Sandbox, *options: str, metrics_address: str | None = None) -> None:
         self.sandbox = sandbox
@@ -31,7 +31,7 @@ class Node:
         self.options = options
         self.metrics_address = metrics_address
         self.more: tuple[str, ...] = ()
-        """Options of `node` itself."""
+        """Options of `csi` itself."""
         self.environment: dict[str, str] = {}
         """Beyond the sandbox's own."""
         self.process: subprocess.Popen[bytes] | None = None
@@ -40,7 +40,7 @@ class Node:
 
     def argv(self) -> list[str]:
         return [
-            *(COMMAND, "--cache-dir", str(self.sandbox.cache), "--log-level", "debug", *self.options, "node"),
+            *(COMMAND, "--cache-dir", str(self.sandbox.cache), "--log-level", "debug", *self.options, "csi"),
             *("--endpoint", f"unix://{self.socket}", "--node-id", "test-node"),
             *("--kubelet-dir", str(self.kubelet), "--state-dir", str(self.state), *self.more),
             *(("--metrics-address", self.metrics_address) if self.metrics_address else ()),

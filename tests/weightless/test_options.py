@@ -157,7 +157,7 @@ def test_the_help_shows_no_value_where_an_option_takes_none():
         assert "<bool>" not in line
 
 
-@pytest.mark.parametrize("name", ["mount", "unmount", "inspect", "pull", "status", "node", "demo", "version"])
+@pytest.mark.parametrize("name", ["mount", "unmount", "inspect", "pull", "status", "csi", "node", "demo", "version"])
 def test_every_command_has_help_and_the_shared_options(name):
     """`--help` names what the command does and what all have in common."""
     result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})

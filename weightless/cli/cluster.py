@@ -1,4 +1,4 @@
-"""`node`, `keeper`: what runs in a cluster."""
+"""`csi`, `keeper`: what runs in a cluster."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ from typing import Annotated
 
 import typer
 
-from weightless.options import NativeOption, Settings, WithoutResendChoice, command, with_native
+from weightless.options import ModeChoice, NativeOption, Settings, WithoutResendChoice, command, with_native
 
 app = typer.Typer()
 
 
 @app.command()
+# Its name before there was a controller: manifests of then go on working.
+@app.command(name="node", hidden=True)
 @command
-def node(
+def csi(
     settings: Settings,
+    mode: Annotated[
+        ModeChoice,
+        typer.Option(
+            help="Mount models on this node (node), make volumes for claims (controller), or both in one process (all)."
+        ),
+    ] = ModeChoice.node,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -46,6 +54,12 @@ def node(
             show_default=False,
         ),
     ] = None,
+    max_volumes: Annotated[
+        int | None,
+        typer.Option(
+            help="How many volumes the scheduler may give this node; no limit by default.", min=0, show_default=False
+        ),
+    ] = None,
     without_resend: Annotated[
         WithoutResendChoice | None,
         typer.Option(
@@ -55,17 +69,23 @@ def node(
     ] = None,
     native: NativeOption = None,
 ) -> None:
-    """Run the CSI node plugin (csi.weightless.dev) until SIGTERM."""
-    from weightless.commands.node import run
+    """Run the CSI plugin (csi.weightless.dev) until SIGTERM: on every node, and the controller once a cluster.
+
+    The controller needs no root, no FUSE and no cache.
+    """
+    from weightless.commands.csi import run
 
     run(
         with_native(settings, native),
+        mode=mode.value,
         endpoint=endpoint,
         node_id=node_id,
         kubelet_dir=kubelet_dir,
         state_dir=state_dir,
         metrics_address=metrics_address,
         keeper=keeper,
+        max_volumes=max_volumes,
+        native_given=native is not None,
         without_resend=None if without_resend is None else "abort" if without_resend.value == "abort" else "wait",
     )
 
@@ -79,7 +99,7 @@ def keeper(
         typer.Option(help="Where it listens.", metavar="URL", show_default=True),
     ] = "unix:///run/weightless-keeper/keeper.sock",
 ) -> None:
-    """Hold the mounts of a node plugin (node --keeper) while that is restarted or upgraded, until SIGTERM.
+    """Hold the mounts of a node plugin (csi --keeper) while that is restarted or upgraded, until SIGTERM.
 
     A tiny process that needs no upgrade, and runs in a container of its own.
     """

@@ -1,4 +1,4 @@
-"""`weightless node`: runs the CSI node plugin."""
+"""`weightless csi --mode node` and `all`: runs the CSI node plugin, by itself or with the controller beside it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fuse.errors import InvalidRequest, WeightlessError
 from fuse.mounting import control
+from fuse.mounting.access import AccessReader
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.mounts import Mounts
 from fuse.mounting.values import HolderSettings
@@ -18,6 +19,9 @@ from weightless import wiring
 from weightless.holder import NODE
 from weightless.options import Settings
 from weightless.signals import signals_call
+
+if TYPE_CHECKING:
+    from csi.provisioner import Provisioner
 
 _KUBELET: Final = Path("/var/lib/kubelet")
 _STATE: Final = Path("/var/lib/weightless")
@@ -32,7 +36,9 @@ def run(
     state_dir: Path | None,
     metrics_address: str | None,
     keeper: str | None,
+    max_volumes: int | None,
     without_resend: WithoutResend | None,
+    with_controller: bool,
 ) -> None:
     """Serves until SIGTERM; published volumes stay mounted then. Raises InvalidConfig, Conflict, Missing."""
     section = settings.config.node
@@ -55,16 +61,18 @@ def run(
     with _fetcher_ahead(holder) as taken_over:
         from csi.plugin import NodePlugin, PluginSettings  # takes a while, and so does the fetcher
 
+        access = wiring.access_reader(settings, local_allowed=False)
         plugin_settings = PluginSettings(
-            endpoint=_needed(endpoint or section.endpoint, "--endpoint", "unix:///var/lib/kubelet/plugins/…/csi.sock"),
-            node_id=_needed(node_id or section.node_id, "--node-id", "the node's name in Kubernetes"),
-            access=wiring.access_reader(settings, local_allowed=False),
+            endpoint=needed(endpoint or section.endpoint, "--endpoint", "unix:///var/lib/kubelet/plugins/…/csi.sock"),
+            node_id=needed(node_id or section.node_id, "--node-id", "the node's name in Kubernetes"),
+            access=access,
             kubelet_dir=_directory(kubelet_dir, section.kubelet_dir, _KUBELET),
             state_dir=state,
+            max_volumes=section.max_volumes if max_volumes is None else max_volumes,
             metrics_address=metrics_address or section.metrics_address or None,
         )
         manager = Mounts(holder)
-        plugin = NodePlugin(plugin_settings, manager)
+        plugin = NodePlugin(plugin_settings, manager, _provisioner(manager, access) if with_controller else None)
         with signals_call(ended.set):
             plugin.start()
             manager.fetcher_wanted(then=taken_over.set)
@@ -98,11 +106,20 @@ def _fetcher_ahead(holder: HolderSettings) -> Iterator[threading.Event]:
         needed.set()
 
 
-def _needed(value: str | None, option: str, example: str) -> str:
+def _provisioner(manager: Mounts, access: AccessReader) -> Provisioner:
+    from csi.pinning import MountingPinner
+    from csi.provisioner import Provisioner
+    from weightless.apiserver import ApiServer
+
+    return Provisioner(pinner=MountingPinner(manager), access=access, annotations=ApiServer().annotations)
+
+
+def needed(value: str | None, option: str, example: str) -> str:
+    """Raises InvalidRequest where neither option nor file says it."""
     if value:
         return value
     raise InvalidRequest(
-        f"{option} is missing", where="node", fix=f"give it ({example}), or write it into weightless.toml"
+        f"{option} is missing", where="csi", fix=f"give it ({example}), or write it into weightless.toml"
     )
 
 

@@ -21,7 +21,7 @@ _CALL_S: Final = 120.0
 
 
 class NodePlugin:
-    """`weightless node` and a client of its socket. Use it as a context manager."""
+    """`weightless csi` and a client of its socket. Use it as a context manager."""
 
     def __init__(self, directory: Path, *, cache_dir: Path, arguments: Iterable[str] = ()) -> None:
         self.directory = directory
@@ -65,7 +65,7 @@ class NodePlugin:
         from csi.pb import csi_pb2, csi_pb2_grpc
 
         self.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        command = [sys.executable, "-m", "weightless", "node", "--endpoint", f"unix://{self.socket}"]
+        command = [sys.executable, "-m", "weightless", "csi", "--endpoint", f"unix://{self.socket}"]
         command += [
             "--node-id",
             "here",
