@@ -8,10 +8,10 @@ BIN := .venv/bin
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test faults check format bench clean
+.PHONY: help setup demo test conformance faults check format bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install system packages (apt, where root or sudo is at hand) and the virtual environment in .venv
 	@scripts/setup.sh
@@ -21,6 +21,9 @@ demo: setup ## Mount a real model from a small registry of its own, through the 
 
 test: setup ## Run all tests; those that mount need root and are skipped without it
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+conformance: setup ## Run csi-sanity, the real program, and show its report (and build/csi-sanity-*.xml, JUnit); needs root, and Go
+	@$(AS_ROOT) env WEIGHTLESS_REPORTS=build $(BIN)/pytest -s tests/csi/test_sanity_program.py $(PYTEST_ARGS)
 
 faults: setup ## Run the fault suite in full: half an hour of kills, upgrades and faults under readers; needs root
 	@$(AS_ROOT) env WEIGHTLESS_FAULTS=full $(BIN)/pytest -o faulthandler_timeout=0 tests/faults $(PYTEST_ARGS)

@@ -21,7 +21,15 @@ from csi.status import code_of
 from fuse.errors import WeightlessError
 
 _QUIET: Final = frozenset(
-    {"Probe", "GetPluginInfo", "GetPluginCapabilities", "NodeGetCapabilities", "NodeGetInfo", "NodeGetVolumeStats"}
+    {
+        "Probe",
+        "GetPluginInfo",
+        "GetPluginCapabilities",
+        "ControllerGetCapabilities",
+        "NodeGetCapabilities",
+        "NodeGetInfo",
+        "NodeGetVolumeStats",
+    }
 )
 """Called every few seconds: logged at debug level while they succeed."""
 
@@ -75,7 +83,7 @@ def guarded(method: str, handler: _Handler, observe: Observe = _nobody) -> _Hand
                 code, message = grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered by this plugin"
             except Exception as error:  # noqa: BLE001  (the last line of defence: gRPC would send its text to the caller)
                 code = grpc.StatusCode.INTERNAL
-                message = f"internal error, see the log of the node plugin for rpc {rpc}"
+                message = f"internal error, see the log of the plugin for rpc {rpc}"
                 # Frames only: the text of an unknown exception may hold anything.
                 trace = f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
             message = clean(message, secret_values(request))

@@ -49,14 +49,10 @@ def _visible_value(field: FieldDescriptor, value: Any) -> Any:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return {str(key): clean(str(text)) for key, text in value.items()}
     if field.message_type is not None:
-        return [visible(item) for item in value] if _is_repeated(value) else visible(value)
-    if isinstance(value, str):
-        return clean(value)
-    return [clean(str(item)) for item in value] if _is_repeated(value) else value
-
-
-def _is_repeated(value: Any) -> bool:
-    return not isinstance(value, (str, bytes, Message)) and hasattr(value, "__iter__")
+        return [visible(item) for item in value] if field.is_repeated else visible(value)
+    if field.is_repeated:
+        return [clean(str(item)) for item in value]
+    return clean(value) if isinstance(value, str) else value
 
 
 def clean(text: str, secrets: Iterable[str] = ()) -> str:

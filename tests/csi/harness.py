@@ -14,6 +14,7 @@ from csi.mounts import Manager
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc as rpc
 from csi.plugin import NodePlugin, PluginSettings
+from csi.provisioner import Provisioner
 from csi.publisher import AccessSource
 from fuse.mounting import device
 from fuse.mounting.mountinfo import MountTable
@@ -79,6 +80,7 @@ class Kubelet:
         self._channel = grpc.insecure_channel(f"unix://{socket}")
         self.node = rpc.NodeStub(self._channel)
         self.identity = rpc.IdentityStub(self._channel)
+        self.controller = rpc.ControllerStub(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -131,14 +133,32 @@ def publish_request(
 
 
 @contextmanager
-def running(place: Place, manager: Manager, **settings: object) -> Iterator[tuple[NodePlugin, Kubelet]]:
-    plugin = NodePlugin(place.settings(**settings), manager)  # type: ignore[arg-type]
+def running(
+    place: Place, manager: Manager, provisioner: Provisioner | None = None, **settings: object
+) -> Iterator[tuple[NodePlugin, Kubelet]]:
+    plugin = NodePlugin(place.settings(**settings), manager, provisioner)  # type: ignore[arg-type]
     plugin.start()
     try:
         with Kubelet(place.socket) as kubelet:
             yield plugin, kubelet
     finally:
         plugin.stop()
+
+
+def create_request(name: str = "pvc-1", **parameters: str) -> pb.CreateVolumeRequest:
+    """As external-provisioner sends it with --extra-create-metadata."""
+    return pb.CreateVolumeRequest(
+        name=name,
+        capacity_range=pb.CapacityRange(required_bytes=1 << 30),
+        volume_capabilities=[capability()],
+        parameters={
+            "reference": REFERENCE,
+            "csi.storage.k8s.io/pvc/name": "llama",
+            "csi.storage.k8s.io/pvc/namespace": "team-a",
+            "csi.storage.k8s.io/pv/name": name,
+            **parameters,
+        },
+    )
 
 
 def code_of(error: grpc.RpcError) -> grpc.StatusCode:

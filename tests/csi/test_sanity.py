@@ -1,33 +1,27 @@
-"""csi-sanity's Identity and Node specs: the real program where Go is at hand, and the same specs, by the same names, in Python.
+"""csi-sanity's specs by their own names and in their own order, in Python: for machines without Go.
 
-This version has no Controller service. So `[Controller Server]` is skipped; two Node specs that need a volume get it from a
-Controller that lives in this file; and two specs skip themselves, because the plugin does not claim to be a Controller.
+Those that apply to what this plugin claims, with both services in one process and the real data plane behind them. The program
+itself is in test_sanity_program.py.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
-import yaml
 
-from csi.identity import Identity
 from csi.pb import csi_pb2 as pb
-from csi.pb import csi_pb2_grpc as rpc
-from tests.conftest import need, need_program
+from csi.pinning import MountingPinner
+from csi.provisioner import Provisioner
 from tests.csi.harness import Kubelet, Place, capability, code_of, running
-from tests.csi.real import access, model_registry, real_manager
+from tests.csi.real import access, end_processes, model_registry, real_manager
 
 pytestmark = pytest.mark.kernel
 
-VERSION = "v5.6.0"
-"""5.5 is the first that can test a plugin without a Controller; this is the first after it in the module proxy."""
+WRITER = pb.VolumeCapability.AccessMode.SINGLE_NODE_WRITER
+UNKNOWN_ID = "fake-vol-id-0123456789"
 
 
 @pytest.fixture(scope="module")
@@ -36,100 +30,22 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield found
 
 
-@pytest.fixture
-def kubelet(place: Place) -> Iterator[Kubelet]:
-    with running(place, real_manager(place), access=access(place)) as (_, client):
-        yield client
-
-
-# ---- the real program ----
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    made = Place(tmp_path_factory.mktemp("k"))
+    yield made
+    end_processes(made)
+    made.clear()
 
 
 @pytest.fixture(scope="module")
-def csi_sanity() -> Path:
-    """The program, built once into the user's cache directory."""
-    go = need_program("go", "golang-go")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "weightless-test" / "csi-sanity" / VERSION
-    program = directory / "csi-sanity"
-    if not program.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        module = f"github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@{VERSION}"
-        environment = {**os.environ, "GOBIN": str(directory), "GOFLAGS": "-mod=mod"}
-        built = subprocess.run(
-            [go, "install", module], env=environment, cwd=directory, capture_output=True, text=True, check=False
-        )
-        need(built.returncode == 0, f"csi-sanity cannot be built: {built.stderr[-500:]}")
-    return program
-
-
-class StubController(rpc.ControllerServicer):
-    """Makes volumes out of nothing, for the specs that insist on one: parameters become the volume context."""
-
-    def CreateVolume(self, request: pb.CreateVolumeRequest, context: grpc.ServicerContext) -> pb.CreateVolumeResponse:  # noqa: N802
-        volume = pb.Volume(volume_id=f"vol-{request.name}"[:128], volume_context=request.parameters)
-        return pb.CreateVolumeResponse(volume=volume)
-
-    def DeleteVolume(self, request: pb.DeleteVolumeRequest, context: grpc.ServicerContext) -> pb.DeleteVolumeResponse:  # noqa: N802
-        return pb.DeleteVolumeResponse()
-
-    def ControllerGetCapabilities(  # noqa: N802
-        self, request: pb.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
-    ) -> pb.ControllerGetCapabilitiesResponse:
-        kind = pb.ControllerServiceCapability.RPC(type=pb.ControllerServiceCapability.RPC.CREATE_DELETE_VOLUME)
-        return pb.ControllerGetCapabilitiesResponse(capabilities=[pb.ControllerServiceCapability(rpc=kind)])
-
-
-@pytest.fixture
-def controller(place: Place) -> Iterator[Path]:
-    socket = place.root / "controller.sock"
-    with ThreadPoolExecutor(4) as pool:
-        server = grpc.server(pool)
-        rpc.add_ControllerServicer_to_server(StubController(), server)
-        # The program asks every endpoint who it is.
-        rpc.add_IdentityServicer_to_server(Identity(lambda: True), server)
-        server.add_insecure_port(f"unix://{socket}")
-        server.start()
-        yield socket
-        server.stop(0).wait()
-
-
-# A fresh machine downloads and compiles the program first.
-@pytest.mark.timeout(600)
-@pytest.mark.slow
-def test_the_real_program_passes_every_identity_and_node_spec(
-    csi_sanity: Path, place: Place, kubelet: Kubelet, controller: Path, reference: str
-) -> None:
-    """15 specs run and pass, with real publishes among them; nothing is left on the node."""
-    parameters = place.root / "parameters.yaml"
-    parameters.write_text(yaml.safe_dump({"csi.weightless.dev/reference": reference}))
-    # The program makes its targets below a directory of its own: one of the shape that kubelet has.
-    directory = place.kubelet / "plugins" / "kubernetes.io" / "csi"
-    directory.mkdir(parents=True)
-    answer = subprocess.run(
-        [
-            csi_sanity,
-            f"--csi.endpoint=unix://{place.socket}",
-            f"--csi.controllerendpoint=unix://{controller}",
-            f"--csi.mountdir={directory / 'sanity'}",
-            f"--csi.stagingdir={place.root / 'staging'}",
-            f"--csi.testvolumeparameters={parameters}",
-            r"--ginkgo.skip=\[Controller Server\]",
-            "--ginkgo.no-color",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    summary = re.search(r"Ran (\d+) of \d+ Specs.*?(\d+) Passed \S+ (\d+) Failed", answer.stdout, re.DOTALL)
-    assert summary is not None, answer.stdout[-3000:] + answer.stderr[-3000:]
-    assert answer.returncode == 0, answer.stdout[-6000:]
-    assert [int(number) for number in summary.groups()] == [15, 15, 0]
+def kubelet(place: Place) -> Iterator[Kubelet]:
+    manager = real_manager(place)
+    reader = access(place)
+    provisioner = Provisioner(pinner=MountingPinner(manager), access=reader, annotations=lambda _: {})
+    with running(place, manager, provisioner, access=reader) as (_, client):
+        yield client
     assert place.leftovers() == []
-
-
-# ---- the port: same specs, same order ----
 
 
 def fails_with(code: grpc.StatusCode, call: object, request: object) -> None:
@@ -138,10 +54,107 @@ def fails_with(code: grpc.StatusCode, call: object, request: object) -> None:
     assert code_of(caught.value) is code
 
 
+def creation(reference: str, name: str, **changes: object) -> pb.CreateVolumeRequest:
+    """As the program asks."""
+    wanted = {"volume_capabilities": [capability(WRITER)], "parameters": {"reference": reference}, **changes}
+    return pb.CreateVolumeRequest(name=name, **wanted)  # type: ignore[arg-type]
+
+
+def created(kubelet: Kubelet, reference: str, name: str, **changes: object) -> pb.Volume:
+    return kubelet.controller.CreateVolume(creation(reference, name, **changes), timeout=30).volume
+
+
+class TestControllerService:
+    def test_controller_get_capabilities_should_return_appropriate_capabilities(self, kubelet: Kubelet) -> None:
+        """Volumes are made and deleted; nothing is attached, listed, expanded or copied."""
+        answer = kubelet.controller.ControllerGetCapabilities(pb.ControllerGetCapabilitiesRequest())
+        kinds = [entry.rpc.type for entry in answer.capabilities]
+        assert kinds == [pb.ControllerServiceCapability.RPC.CREATE_DELETE_VOLUME]
+
+    def test_create_volume_should_fail_when_no_name_is_provided(self, kubelet: Kubelet, reference: str) -> None:
+        """INVALID_ARGUMENT."""
+        fails_with(grpc.StatusCode.INVALID_ARGUMENT, kubelet.controller.CreateVolume, creation(reference, ""))
+
+    def test_create_volume_should_fail_when_no_volume_capabilities_are_provided(
+        self, kubelet: Kubelet, reference: str
+    ) -> None:
+        """INVALID_ARGUMENT."""
+        request = creation(reference, "no-capabilities", volume_capabilities=[])
+        fails_with(grpc.StatusCode.INVALID_ARGUMENT, kubelet.controller.CreateVolume, request)
+
+    @pytest.mark.parametrize("size", [0, 1 << 30], ids=["NoCapacity", "WithCapacity 1Gi"])
+    def test_create_volume_should_return_appropriate_values_single_node_writer(
+        self, kubelet: Kubelet, reference: str, size: int
+    ) -> None:
+        """An id; a capacity of what was asked for, or none."""
+        volume = created(kubelet, reference, "sized", capacity_range=pb.CapacityRange(required_bytes=size))
+        assert volume.volume_id
+        assert volume.capacity_bytes == 0
+
+    def test_create_volume_should_not_fail_with_already_existing_name_and_same_capacity(
+        self, kubelet: Kubelet, reference: str
+    ) -> None:
+        """The same volume again."""
+        size = pb.CapacityRange(required_bytes=1 << 30)
+        first, second = (created(kubelet, reference, "twice", capacity_range=size) for _ in range(2))
+        assert first == second
+
+    def test_create_volume_should_not_fail_with_maximum_length_name(self, kubelet: Kubelet, reference: str) -> None:
+        """128 characters; the id stays within CSI's 128 bytes."""
+        assert 0 < len(created(kubelet, reference, "n" * 128).volume_id) <= 128
+
+    def test_delete_volume_should_fail_when_no_volume_id_is_provided(self, kubelet: Kubelet) -> None:
+        """INVALID_ARGUMENT."""
+        fails_with(grpc.StatusCode.INVALID_ARGUMENT, kubelet.controller.DeleteVolume, pb.DeleteVolumeRequest())
+
+    def test_delete_volume_should_succeed_when_an_invalid_volume_id_is_used(self, kubelet: Kubelet) -> None:
+        """What is not there is deleted."""
+        kubelet.controller.DeleteVolume(pb.DeleteVolumeRequest(volume_id="reallyfakevolumeid"))
+
+    def test_delete_volume_should_return_appropriate_values(self, kubelet: Kubelet, reference: str) -> None:
+        """OK, as often as it is asked."""
+        volume = created(kubelet, reference, "deleted")
+        for _ in range(2):
+            kubelet.controller.DeleteVolume(pb.DeleteVolumeRequest(volume_id=volume.volume_id))
+
+    def test_validate_volume_capabilities_should_fail_when_no_volume_id_is_provided(self, kubelet: Kubelet) -> None:
+        """INVALID_ARGUMENT."""
+        request = pb.ValidateVolumeCapabilitiesRequest()
+        fails_with(grpc.StatusCode.INVALID_ARGUMENT, kubelet.controller.ValidateVolumeCapabilities, request)
+
+    def test_validate_volume_capabilities_should_fail_when_no_volume_capabilities_are_provided(
+        self, kubelet: Kubelet, reference: str
+    ) -> None:
+        """INVALID_ARGUMENT."""
+        volume = created(kubelet, reference, "validated")
+        request = pb.ValidateVolumeCapabilitiesRequest(volume_id=volume.volume_id)
+        fails_with(grpc.StatusCode.INVALID_ARGUMENT, kubelet.controller.ValidateVolumeCapabilities, request)
+
+    def test_validate_volume_capabilities_should_return_appropriate_values(
+        self, kubelet: Kubelet, reference: str
+    ) -> None:
+        """What is confirmed is said again."""
+        volume = created(kubelet, reference, "validated")
+        request = pb.ValidateVolumeCapabilitiesRequest(
+            volume_id=volume.volume_id, volume_capabilities=[capability(WRITER)]
+        )
+        answer = kubelet.controller.ValidateVolumeCapabilities(request)
+        assert list(answer.confirmed.volume_capabilities) == [capability(WRITER)]
+
+    def test_validate_volume_capabilities_should_fail_when_the_requested_volume_does_not_exist(
+        self, kubelet: Kubelet
+    ) -> None:
+        """NOT_FOUND."""
+        request = pb.ValidateVolumeCapabilitiesRequest(volume_id=UNKNOWN_ID, volume_capabilities=[capability(WRITER)])
+        fails_with(grpc.StatusCode.NOT_FOUND, kubelet.controller.ValidateVolumeCapabilities, request)
+
+
 class TestIdentityService:
     def test_get_plugin_capabilities_should_return_appropriate_capabilities(self, kubelet: Kubelet) -> None:
-        """Only services and expansions that the specification knows; none in this version."""
-        assert list(kubelet.identity.GetPluginCapabilities(pb.GetPluginCapabilitiesRequest()).capabilities) == []
+        """There is a Controller service, and nothing else that could be claimed."""
+        answer = kubelet.identity.GetPluginCapabilities(pb.GetPluginCapabilitiesRequest())
+        kinds = [entry.service.type for entry in answer.capabilities]
+        assert kinds == [pb.PluginCapability.Service.CONTROLLER_SERVICE]
 
     def test_probe_should_return_appropriate_information(self, kubelet: Kubelet) -> None:
         """Ready."""
@@ -178,14 +191,14 @@ class TestNodeService:
 
     def test_node_publish_volume_should_fail_when_no_target_path_is_provided(self, kubelet: Kubelet) -> None:
         """INVALID_ARGUMENT."""
-        request = pb.NodePublishVolumeRequest(volume_id="fake-vol-id-0123456789")
+        request = pb.NodePublishVolumeRequest(volume_id=UNKNOWN_ID)
         fails_with(grpc.StatusCode.INVALID_ARGUMENT, kubelet.node.NodePublishVolume, request)
 
     def test_node_publish_volume_should_fail_when_no_volume_capability_is_provided(
         self, kubelet: Kubelet, place: Place
     ) -> None:
         """INVALID_ARGUMENT."""
-        request = pb.NodePublishVolumeRequest(volume_id="fake-vol-id-0123456789", target_path=str(place.target()))
+        request = pb.NodePublishVolumeRequest(volume_id=UNKNOWN_ID, target_path=str(place.target()))
         fails_with(grpc.StatusCode.INVALID_ARGUMENT, kubelet.node.NodePublishVolume, request)
 
     def test_node_unpublish_volume_should_fail_when_no_volume_id_is_provided(self, kubelet: Kubelet) -> None:
@@ -194,7 +207,7 @@ class TestNodeService:
 
     def test_node_unpublish_volume_should_fail_when_no_target_path_is_provided(self, kubelet: Kubelet) -> None:
         """INVALID_ARGUMENT."""
-        request = pb.NodeUnpublishVolumeRequest(volume_id="fake-vol-id-0123456789")
+        request = pb.NodeUnpublishVolumeRequest(volume_id=UNKNOWN_ID)
         fails_with(grpc.StatusCode.INVALID_ARGUMENT, kubelet.node.NodeUnpublishVolume, request)
 
     def test_node_unpublish_volume_should_remove_target_path(
@@ -202,7 +215,7 @@ class TestNodeService:
     ) -> None:
         """The directory is there while published, and gone afterwards; as the program does, a writer is asked for."""
         target = place.target()
-        writer = capability(pb.VolumeCapability.AccessMode.SINGLE_NODE_WRITER)
+        writer = capability(WRITER)
         kubelet.publish(target, reference=reference, readonly=False, volume_capability=writer)
         assert target.exists()
         kubelet.unpublish(target)
@@ -215,12 +228,12 @@ class TestNodeService:
 
     def test_node_get_volume_stats_should_fail_when_no_volume_path_is_provided(self, kubelet: Kubelet) -> None:
         """INVALID_ARGUMENT."""
-        request = pb.NodeGetVolumeStatsRequest(volume_id="fake-vol-id-0123456789")
+        request = pb.NodeGetVolumeStatsRequest(volume_id=UNKNOWN_ID)
         fails_with(grpc.StatusCode.INVALID_ARGUMENT, kubelet.node.NodeGetVolumeStats, request)
 
     def test_node_get_volume_stats_should_fail_when_volume_is_not_found(self, kubelet: Kubelet) -> None:
         """NOT_FOUND, although the path is not even absolute."""
-        request = pb.NodeGetVolumeStatsRequest(volume_id="fake-vol-id-0123456789", volume_path="some/path")
+        request = pb.NodeGetVolumeStatsRequest(volume_id=UNKNOWN_ID, volume_path="some/path")
         fails_with(grpc.StatusCode.NOT_FOUND, kubelet.node.NodeGetVolumeStats, request)
 
     def test_node_get_volume_stats_should_fail_when_volume_does_not_exist_on_the_specified_path(
@@ -235,12 +248,23 @@ class TestNodeService:
 
     @pytest.mark.parametrize("count", [1, 10], ids=["should_work", "should_be_idempotent"])
     def test(self, kubelet: Kubelet, place: Place, reference: str, count: int) -> None:
-        """Publish, stats and unpublish, each as often; what the program asks of a plugin with a Controller."""
-        target = place.target()
+        """A life from claim to claim: create, publish, stats, unpublish, delete, each as often."""
+        target = place.target(volume="life")
         for _ in range(count):
-            kubelet.publish(target, reference=reference)
+            volume = created(kubelet, reference, "life")
         for _ in range(count):
-            assert len(kubelet.stats(target).usage) == 2
+            publish = pb.NodePublishVolumeRequest(
+                volume_id=volume.volume_id,
+                target_path=str(target),
+                volume_capability=capability(WRITER),
+                volume_context=volume.volume_context,
+            )
+            kubelet.node.NodePublishVolume(publish, timeout=30)
+        assert (target / "config.json").exists()
         for _ in range(count):
-            kubelet.unpublish(target)
+            assert len(kubelet.stats(target, volume_id=volume.volume_id).usage) == 2
+        for _ in range(count):
+            kubelet.unpublish(target, volume_id=volume.volume_id)
+        for _ in range(count):
+            kubelet.controller.DeleteVolume(pb.DeleteVolumeRequest(volume_id=volume.volume_id))
         assert place.leftovers() == []

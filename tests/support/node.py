@@ -164,5 +164,5 @@ class Node:
         found += [f"target {path}" for path in self.kubelet.glob("pods/*/volumes/kubernetes.io~csi/*/mount")]
         found += [f"mount point {path}" for path in self.socket.parent.glob("mounts/*")]
         found += [f"record {path}" for path in self.state.glob("volumes/*")]
-        found += [f"record {path}" for path in self.state.glob("native/*")]
+        found += [f"record {path}" for path in self.state.glob("native/*.json")]
         return found
