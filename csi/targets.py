@@ -82,18 +82,19 @@ class Target:
         """
         try:
             with self.parent() as (parent, name):
-                fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+                try:
+                    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+                except FileNotFoundError:
+                    return
             try:
                 inside = os.listdir(fd)
             finally:
                 os.close(fd)
-        except FileNotFoundError:
-            return
         except OSError as error:
             raise InvalidRequest(
                 f"the target cannot be used: {error.strerror}",
                 where=str(self.path),
-                fix="no part of the path may be a file or a symbolic link; remove what is there",
+                fix="its parent must exist, and no part of the path may be a file or a symbolic link; remove what is there",
             ) from error
         if inside:
             raise InvalidRequest(
