@@ -135,5 +135,5 @@ def test_alerts_name_metrics_and_reasons_that_exist() -> None:
 
 
 def _volumes(document: dict[str, Any]) -> list[dict[str, Any]]:
-    spec = document["spec"]
-    return [spec["csi"]] if "csi" in spec else [volume["csi"] for volume in spec["volumes"] if "csi" in volume]
+    spec = document.get("spec", {})
+    return [volume["csi"] for volume in (spec, *spec.get("volumes", ())) if "csi" in volume]
