@@ -134,6 +134,18 @@ def test_ending_cancels_what_is_under_way(place: Place, manager: FakeManager) ->
     assert place.leftovers() == []
 
 
+def test_the_limit_of_volumes_is_what_was_configured(place: Place, manager: FakeManager) -> None:
+    """The scheduler is told; without a limit it is 0."""
+    settings = dataclasses.replace(place.settings(), max_volumes=17)
+    plugin = NodePlugin(settings, manager)
+    plugin.start()
+    try:
+        with Kubelet(place.socket) as kubelet:
+            assert kubelet.node.NodeGetInfo(pb.NodeGetInfoRequest()).max_volumes_per_node == 17
+    finally:
+        plugin.stop()
+
+
 def test_what_is_not_offered_is_unimplemented(place: Place, manager: FakeManager) -> None:
     """Staging and expansion are not offered; there is no Controller."""
     with running(place, manager) as (_, kubelet):

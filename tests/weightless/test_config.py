@@ -66,6 +66,8 @@ def test_an_unknown_key_is_an_error_that_names_file_key_and_the_known_ones(write
         ("[cache]\nfree-space = 2", "cache.free-space"),
         ('[cache]\nquota = "12 parsecs"', "cache.quota"),
         ("[fetch]\nconnections = 0", "fetch.connections"),
+        ("[node]\nmax-volumes = -1", "node.max-volumes"),
+        ("[controller]\nendpoint = 1", "controller.endpoint"),
         ('[fetch]\nmax-bandwidth = "fast"', "fetch.max-bandwidth: 'fast' is not a size"),
         ('[fetch]\nmax-bandwidth = "10kB"', "fetch.max-bandwidth: '10kB' is too little"),
         ("[fetch]\nmax-bandwidth = 0", "fetch.max-bandwidth: 0 is too little"),

@@ -19,11 +19,11 @@ from weightless.signals import signals_call
 def run(settings: Settings, *, endpoint: str | None, metrics_address: str | None) -> None:
     """Serves until SIGTERM. Raises InvalidRequest, InvalidConfig, Conflict."""
     section = settings.config.controller
-    logs.configure("controller", settings.log_level if settings.log_level_given else "info")
     plugin_settings = ControllerSettings(
         endpoint=needed(endpoint or section.endpoint, "--endpoint", "unix:///csi/csi.sock"),
         metrics_address=metrics_address or section.metrics_address or None,
     )
+    logs.configure("controller", settings.log_level if settings.log_level_given else "info")
     # What a claim's author may choose is a reference: no more addresses than a pod's author may.
     access = wiring.access_reader(settings, local_allowed=False)
     ended = threading.Event()
