@@ -16,7 +16,6 @@ from csi import attributes, creations
 from csi.attributes import MAX_MAP_BYTES, PREFIX
 from csi.creations import CreateRequest, ValidateRequest
 from csi.operations import Operation, Operations
-from csi.publisher import AccessSource
 from csi.templates import Annotations, expand
 from fuse.errors import InvalidRequest
 from fuse.registry.access import Access
@@ -29,6 +28,12 @@ class Pinner(Protocol):
 
     def pin(self, reference: str, access: Access, cancel: threading.Event) -> str:
         """The reference with the digest that it leads to. Raises what the registry raises, NotAModel, Cancelled."""
+
+
+class AccessSource(Protocol):
+    """What is needed of `fuse.mounting.access.AccessReader`."""
+
+    def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
