@@ -18,13 +18,22 @@ from csi.provisioner import Provisioner
 from csi.slots import MAX_SLOW_CALLS
 from csi.templates import Claim
 from fuse.errors import Cancelled, Forbidden, InvalidConfig, NotAModel, NotFound, Unavailable, WeightlessError
-from fuse.registry.access import Access
-from tests.csi.fakes import PASSWORD, PRIVATE, REFERENCE, FakeAccess, FakeManager
+from fuse.registry.access import Access, Credential, Endpoint
+from tests.csi.fakes import PASSWORD, PRIVATE, REFERENCE, FakeManager
 from tests.csi.harness import Kubelet, Place, capability, code_of, create_request, details_of
 from tests.support.waiting import until
 
 DIGEST = f"sha256:{'1' * 64}"
 REFERENCE_KEY = "csi.weightless.dev/reference"
+
+
+class BySecret:
+    """Puts the secrets of a request into the access, as `AccessReader` does."""
+
+    def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access:
+        host = reference.partition("/")[0]
+        credential = Credential(**secrets) if secrets else None
+        return Access(registry=host, endpoints=(Endpoint(url=f"https://{host}", credential=credential, origin=True),))
 
 
 class FakePinner:
@@ -69,7 +78,7 @@ def claims() -> Claims:
 
 @contextmanager
 def controlling(place: Place, pinner: FakePinner, claims: Claims | None = None) -> Iterator[Kubelet]:
-    provisioner = Provisioner(pinner=pinner, access=FakeAccess(), annotations=(claims or Claims()).annotations)
+    provisioner = Provisioner(pinner=pinner, access=BySecret(), annotations=(claims or Claims()).annotations)
     plugin = ControllerPlugin(ControllerSettings(endpoint=f"unix://{place.root}/c/csi.sock"), provisioner)
     plugin.start()
     try:
@@ -248,7 +257,7 @@ def test_other_names_do_not_wait(client: Kubelet, pinner: FakePinner) -> None:
 def test_ending_gives_up_what_is_under_way(place: Place, pinner: FakePinner) -> None:
     """ABORTED, and the controller ends at once."""
     pinner.gate.clear()
-    provisioner = Provisioner(pinner=pinner, access=FakeAccess(), annotations=Claims().annotations)
+    provisioner = Provisioner(pinner=pinner, access=BySecret(), annotations=Claims().annotations)
     plugin = ControllerPlugin(ControllerSettings(endpoint=f"unix://{place.root}/c/csi.sock"), provisioner)
     plugin.start()
     with Kubelet(place.root / "c" / "csi.sock") as client, ThreadPoolExecutor(1) as pool:
@@ -265,7 +274,7 @@ def test_ending_gives_up_what_is_under_way(place: Place, pinner: FakePinner) -> 
 
 def test_beside_a_node_plugin_the_data_plane_is_asked(manager: FakeManager) -> None:
     """The privileged process parses nothing from a registry itself."""
-    pinned = MountingPinner(manager).pin(REFERENCE, FakeAccess().access(REFERENCE), threading.Event())
+    pinned = MountingPinner(manager).pin(REFERENCE, BySecret().access(REFERENCE), threading.Event())
     assert pinned.startswith(f"{REFERENCE}@sha256:")
     assert manager.resolved == [(REFERENCE, False)]
 
