@@ -136,6 +136,17 @@ def test_the_visible_request_hides_by_option_and_key() -> None:
     assert shown["volume_capability"]["access_mode"] == {"mode": 3}
 
 
+def test_the_visible_request_shows_messages_within_messages() -> None:
+    """Also repeated ones, and hides in them what it hides elsewhere."""
+    flagged = pb.VolumeCapability(mount=pb.VolumeCapability.MountVolume(fs_type="x", mount_flags=[CANARY]))
+    request = pb.CreateVolumeRequest(name="pvc-1", volume_capabilities=[flagged, flagged], secrets={"password": CANARY})
+    request.accessibility_requirements.requisite.add().segments["zone"] = "a"
+    shown = visible(request)
+    assert shown["volume_capabilities"] == [{"mount": {"fs_type": "x", "mount_flags": "…"}}] * 2
+    assert shown["accessibility_requirements"] == {"requisite": [{"segments": {"zone": "a"}}]}
+    assert CANARY not in repr(shown)
+
+
 def test_user_names_and_short_words_are_no_secrets() -> None:
     """They would blacken every message."""
     assert "bob" not in secret_values(secret_request())
