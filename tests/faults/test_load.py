@@ -35,8 +35,8 @@ WEIGHTS: Final = os.urandom(1 << 20)
 IDLE: Final = 6
 """Connections to the registry and threads that may be idle now and were not then, or were."""
 GROWTH_BYTES: Final = 8_000_000
-"""What a process may have grown between the first and the last third of all volumes: Python's allocator gives pages back when it
-likes. A leak of one request's values (some 30 KB) would be three times that in a thousand."""
+"""What a process may have grown since a third of the volumes: Python's allocator gives pages back when it likes. A leak of what
+one volume has (some 30 KB) would be more than twice that in a thousand."""
 
 
 @dataclass(frozen=True, slots=True)
