@@ -51,6 +51,8 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     files: int
     pod: str = ""
     verify: Verify = "lazy"
+    rung: str = ""
+    """Whose credentials let it in (`fuse.credentials.given`); empty in records of versions that did not say."""
     native: bool = False
     """Of the shared mount: it was made to be shown by the kernel alone (`ResolvedArtifact.native`)."""
     version: int = VERSION

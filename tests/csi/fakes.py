@@ -6,15 +6,19 @@ Whoever looks into such a mount hangs, so a test that ends has shown that nobody
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from csi.mounts import identity_of
+from fuse.credentials.given import Given
 from fuse.errors import NotFound, Unauthenticated
 from fuse.filesystem.table import View
 from fuse.mounting import device
+from fuse.mounting.access import Admission
 from fuse.mounting.manager import LostMount, ResolvedArtifact
 from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.status import Health, HolderTotals, MountStatus
@@ -24,16 +28,43 @@ from fuse.spec import Prefetch, Verify
 REFERENCE = "registry.example.com/models/tiny:v1"
 PRIVATE = "registry.example.com/private/tiny:v1"
 PASSWORD = "canary-hunter2"
+NOBODY = Given()
 
 
 class FakeAccess:
-    """Puts the secrets of a request into the access, as `AccessReader` does."""
+    """Puts what a request brought into the access, as `AccessReader` does: its secret, or the token for `registry`."""
 
-    def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access:
+    def __init__(self) -> None:
+        self.lifetime_s = math.inf
+        """Of what is given out."""
+        self.remembered = False
+        """Whether passwords are said to come from memory, unless fresh ones are asked for."""
+        self.asked: list[bool] = []
+        """Each question, and whether it was for fresh credentials."""
+        self.written: Hashable = None
+        """What the administrator wrote."""
+
+    def admit(
+        self, reference: str, given: Given = NOBODY, *, cancel: threading.Event | None = None, fresh: bool = False
+    ) -> Admission:
+        self.asked.append(fresh)
         host = reference.partition("/")[0]
-        given = secrets or {}
-        credential = Credential(username=given["username"], password=given["password"]) if given else None
-        return Access(registry=host, endpoints=(Endpoint(url=f"https://{host}", credential=credential, origin=True),))
+        credential, rung = None, "anonymous"
+        if "registry" in given.tokens:
+            rung, credential = "pod-identity", Credential(username="pod", password=given.tokens["registry"].text)
+        elif given.secrets:
+            rung = "publish-secret"
+            credential = Credential(username=given.secrets["username"], password=given.secrets["password"])
+        endpoint = Endpoint(url=f"https://{host}", credential=credential, origin=True)
+        return Admission(
+            access=Access(registry=host, endpoints=(endpoint,)),
+            rung=rung,  # type: ignore[arg-type]
+            ends_at=time.monotonic() + self.lifetime_s,
+            remembered=self.remembered and not fresh,
+        )
+
+    def marker(self) -> Hashable:
+        return self.written
 
 
 class FakeManager:

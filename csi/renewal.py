@@ -1,0 +1,87 @@
+"""Credentials of volumes that are being read: those that end are looked up again, by the same rung, before anybody is refused.
+
+A model is read lazily for hours, and a token lives for one. A repeated publish brings newer tokens (`Publisher`); what else ends
+is looked after here: answers of credential providers, and files that the administrator changes, such as a secret that kubelet
+swaps. One thread. A look that fails changes nothing: the mount goes on with what it has.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Hashable
+from typing import Final, Protocol
+
+import structlog
+
+from csi.admissions import Admissions
+from csi.publisher import Publisher
+from fuse.credentials.given import AMBIENT, PROVIDED
+from fuse.errors import WeightlessError
+
+LOOK_S: Final = 10.0
+_AFTER_START_S: Final = 60.0
+"""What a restarted plugin does not know the end of is looked up within this time."""
+
+_log = structlog.get_logger()
+
+
+class Marked(Protocol):
+    """What is needed of `fuse.mounting.access.AccessReader`."""
+
+    def marker(self) -> Hashable: ...
+
+
+class Renewals:
+    """Call `start` when what was published before is known, `close` last."""
+
+    def __init__(self, publisher: Publisher, admissions: Admissions, access: Marked, *, look_s: float = LOOK_S) -> None:
+        self._publisher = publisher
+        self._admissions = admissions
+        self._access = access
+        self._look_s = look_s
+        self._marker: Hashable = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="renewals", daemon=True)
+
+    def start(self) -> None:
+        now = time.monotonic()
+        for record in self._publisher.records.all():
+            if record.rung in AMBIENT:
+                soon_s = _AFTER_START_S * random.uniform(0.5, 1.0)  # noqa: S311  (so that not all come at once)
+                self._admissions.expect(record.name, record.rung, now + soon_s)
+        self._marker = self._access.marker()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread after what it does now; `Operations.close` makes that short."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._look_s):
+            marker = self._access.marker()
+            if marker != self._marker:
+                self._marker = marker
+                self._admissions.end(AMBIENT | PROVIDED, time.monotonic())
+            for name in self._admissions.due(time.monotonic()):
+                if not self._closing.is_set():
+                    self._renew(name)
+
+    def _renew(self, name: str) -> None:
+        record = self._publisher.records.get(name)
+        if record is None:
+            self._admissions.forget(name)
+            return
+        try:
+            done = self._publisher.renew(record)
+        except WeightlessError as error:  # somebody else is at this volume just now
+            _log.debug("renewal_put_off", volume_id=record.volume_id, error=error)
+            done = False
+        except Exception as error:  # noqa: BLE001  (this thread must outlive every fault of one volume)
+            _log.error("renewal_failed", volume_id=record.volume_id, error=error)
+            done = False
+        if not done:
+            self._admissions.put_off(name, time.monotonic())
