@@ -29,7 +29,8 @@ class _Held:
     """What the access looked like, salted; empty when that is not known."""
     rung: str
     ends_at: float
-    pause_s: float = _FIRST_PAUSE_S
+    pause_s: float
+    """After the next look that fails."""
 
 
 class Admissions:
@@ -47,6 +48,7 @@ class Admissions:
             print=self._print(admission),
             rung=admission.rung,
             ends_at=max(admission.ends_at, now + least_s),
+            pause_s=_FIRST_PAUSE_S,
         )
         with self._lock:
             self._held[name] = held
@@ -54,7 +56,9 @@ class Admissions:
     def expect(self, name: str, rung: str, ends_at: float) -> None:
         """A volume of before a restart."""
         with self._lock:
-            self._held.setdefault(name, _Held(given=Given(), print=b"", rung=rung, ends_at=ends_at))
+            self._held.setdefault(
+                name, _Held(given=Given(), print=b"", rung=rung, ends_at=ends_at, pause_s=_FIRST_PAUSE_S)
+            )
 
     def given(self, name: str) -> Given:
         """What the last request brought, or nothing."""

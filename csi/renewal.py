@@ -20,7 +20,7 @@ from csi.publisher import Publisher
 from fuse.credentials.given import AMBIENT, PROVIDED
 from fuse.errors import WeightlessError
 
-LOOK_S: Final = 10.0
+LOOK_S: Final = 2.0
 _AFTER_START_S: Final = 60.0
 """What a restarted plugin does not know the end of is looked up within this time."""
 

@@ -43,6 +43,10 @@ class FakeAccess:
         """Each question, and whether it was for fresh credentials."""
         self.written: Hashable = None
         """What the administrator wrote."""
+        self.ambient = ""
+        """The driver's own password, for who brings none."""
+        self.fresh_password = ""
+        """Instead of the others, where fresh credentials are asked for."""
 
     def admit(
         self, reference: str, given: Given = NOBODY, *, cancel: threading.Event | None = None, fresh: bool = False
@@ -55,6 +59,10 @@ class FakeAccess:
         elif given.secrets:
             rung = "publish-secret"
             credential = Credential(username=given.secrets["username"], password=given.secrets["password"])
+        elif self.ambient:
+            rung, credential = "driver-secret", Credential(username="driver", password=self.ambient)
+        if fresh and self.fresh_password:
+            credential = Credential(username="fresh", password=self.fresh_password)
         endpoint = Endpoint(url=f"https://{host}", credential=credential, origin=True)
         return Admission(
             access=Access(registry=host, endpoints=(endpoint,)),
@@ -77,6 +85,8 @@ class FakeManager:
         self.condition = Health()
         self.resolved: list[tuple[str, bool]] = []
         """Each reference that was asked for, and whether credentials came with it."""
+        self.passwords: set[str] = set()
+        """That may pull what is private, besides `PASSWORD`."""
         self.mounts: dict[str, tuple[int, Path]] = {}
         self.grants: dict[str, dict[str, Access]] = {}
         self.started = False
@@ -101,7 +111,7 @@ class FakeManager:
         self.on_resolve(reference, cancel)
         if "/missing/" in reference:
             raise NotFound("no such repository", where=reference)
-        if "/private/" in reference and (credential is None or credential.password != PASSWORD):
+        if "/private/" in reference and (credential is None or credential.password not in {PASSWORD, *self.passwords}):
             raise Unauthenticated("credentials are not accepted", where=reference, fix="give a secret")
         name = reference.partition("@")[0]
         digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"

@@ -29,6 +29,17 @@ print(json.dumps(dict(kind="CredentialProviderResponse", apiVersion=request["api
 """
 
 
+def pod_of(account: str, user: str, password: str, *, audience: str = "registry") -> dict[str, str]:
+    """What kubelet says of a pod, with a token that the program above takes for this user's."""
+    token = {"token": f"{user}|{password}", "expirationTimestamp": "2040-01-02T03:04:05Z"}
+    return {
+        "csi.storage.k8s.io/pod.namespace": "default",
+        "csi.storage.k8s.io/pod.name": f"pod-of-{account}",
+        "csi.storage.k8s.io/serviceAccount.name": account,
+        "csi.storage.k8s.io/serviceAccount.tokens": json.dumps({audience: token}),
+    }
+
+
 class Programs:
     """A bin directory and a configuration file, as an administrator makes them."""
 
