@@ -220,7 +220,7 @@ def load(path: Path | None) -> Config:
         config.check()
     except msgspec.ValidationError as error:
         what = str(error)[:1].lower() + str(error)[1:].replace("`$.", "`")
-        key = what.rpartition("`")[0].rpartition("`")[2].rpartition(".")[2]
+        key = what.rpartition("`")[0].rpartition("`")[2].partition("[")[0].rpartition(".")[2]
         raise InvalidConfig(what, where=str(path), fix=f"use {_CHOICES.get(key, _ELSE)}") from error
     except InvalidRequest as error:
         raise InvalidConfig(f"{error.where}: {error.what}", where=str(path), fix=error.fix) from error
