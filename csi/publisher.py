@@ -99,17 +99,21 @@ class Publisher:
             limit_s=limit_s,
         )
 
-    def renew(self, record: VolumeRecord) -> bool:
+    def renew(self, record: VolumeRecord, *, fresh: bool = False) -> bool:
         """Looks up the credentials of a published volume again, with what its last request brought; whether it has good ones.
 
-        Raises InProgress when something else is under way at its target.
+        `fresh`: what is remembered of credentials does not count. Raises InProgress when something else is under way there.
         """
         done: list[bool] = []
-        given = self.admissions.given(record.name)
+
+        def work(operation: Operation) -> None:
+            current = self.records.get(record.name)  # read again: kubelet may have been faster
+            if current is not None and current.stage == "published" and self.is_served(current):
+                given = self.admissions.given(current.name)
+                done.append(self._renew(operation, current, given, fresh=fresh))
+
         operation = Operation("renewal", record.volume_id, record.name)
-        self.operations.run(
-            operation, record.target, lambda own: done.append(self._renew(own, record, given)), limit_s=0
-        )
+        self.operations.run(operation, record.target, work, limit_s=0)
         return bool(done and done[0])
 
     def find(self, key: VolumeKey) -> VolumeRecord | None:
@@ -340,10 +344,10 @@ class Publisher:
             self._renew(operation, record, given)
             operation.check()
 
-    def _renew(self, operation: Operation, record: VolumeRecord, given: Given) -> bool:
+    def _renew(self, operation: Operation, record: VolumeRecord, given: Given, *, fresh: bool = False) -> bool:
         """Whether the volume goes on with credentials that are good now; if not, with what it had."""
         try:
-            admission = self._access.admit(record.pinned, given, cancel=operation.cancel)
+            admission = self._access.admit(record.pinned, given, cancel=operation.cancel, fresh=fresh)
             if is_weaker(admission.rung, record.rung):
                 why = "; ".join(admission.notes) or "they are not there any more"
                 raise Unauthenticated(f"credentials of {record.rung} cannot be had: {why}", where=record.pinned)
@@ -360,7 +364,8 @@ class Publisher:
                 )
                 _log.info("credentials_renewed", volume_id=record.volume_id, rung=admission.rung, by=admission.source)
         except WeightlessError as error:
-            _log.warning("credentials_not_renewed", volume_id=record.volume_id, error=error)
+            if not operation.cancel.is_set():
+                _log.warning("credentials_not_renewed", volume_id=record.volume_id, error=error)
             return False
         self.admissions.note(record.name, given, admission, least_s=_LEAST_RENEWAL_S, now=time.monotonic())
         return True

@@ -2,7 +2,8 @@
 
 A model is read lazily for hours, and a token lives for one. A repeated publish brings newer tokens (`Publisher`); what else ends
 is looked after here: answers of credential providers, and files that the administrator changes, such as a secret that kubelet
-swaps. One thread. A look that fails changes nothing: the mount goes on with what it has.
+swaps. So is what the registry stops to take before it ends. One thread. A look that fails changes nothing: the mount goes on with
+what it has.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from csi.admissions import Admissions
 from csi.publisher import Publisher
 from fuse.credentials.given import AMBIENT, PROVIDED
 from fuse.errors import WeightlessError
+from fuse.mounting.reasons import Reason
 
 LOOK_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 10.0
+_LONGEST_PAUSE_S: Final = 300.0
 _AFTER_START_S: Final = 60.0
 """What a restarted plugin does not know the end of is looked up within this time."""
 
@@ -42,6 +46,8 @@ class Renewals:
         self._access = access
         self._look_s = look_s
         self._marker: Hashable = None
+        self._refused: dict[str, tuple[float, float]] = {}
+        """By record of a volume that is refused its bytes: when to ask for fresh credentials (monotonic), and the pause after."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewals", daemon=True)
 
@@ -67,16 +73,31 @@ class Renewals:
                 self._marker = marker
                 self._admissions.end(AMBIENT | PROVIDED, time.monotonic())
             for name in self._admissions.due(time.monotonic()):
-                if not self._closing.is_set():
-                    self._renew(name)
+                self._renew(name, fresh=False)
+            for name in self._doubted(time.monotonic()):
+                self._renew(name, fresh=True)
 
-    def _renew(self, name: str) -> None:
+    def _doubted(self, now: float) -> list[str]:
+        """The volumes whose credentials the registry does not take although they have not ended, as often as it may help."""
+        found = []
+        for record in self._publisher.records.all():
+            if self._publisher.health(record).reason_code != Reason.REGISTRY_REFUSED:
+                self._refused.pop(record.name, None)
+            elif record.rung in AMBIENT | PROVIDED:
+                due, pause_s = self._refused.get(record.name, (now, _FIRST_PAUSE_S))
+                if due <= now:
+                    self._refused[record.name] = (now + pause_s, min(_LONGEST_PAUSE_S, pause_s * 2))
+                    found.append(record.name)
+        return found
+
+    def _renew(self, name: str, *, fresh: bool) -> None:
         record = self._publisher.records.get(name)
         if record is None:
             self._admissions.forget(name)
+            self._refused.pop(name, None)
             return
         try:
-            done = self._publisher.renew(record)
+            done = self._publisher.renew(record, fresh=fresh)
         except WeightlessError as error:  # somebody else is at this volume just now
             _log.debug("renewal_put_off", volume_id=record.volume_id, error=error)
             done = False

@@ -71,11 +71,8 @@ class DockerConfig:
     def load(cls, path: Path | None) -> DockerConfig:
         """The file at `path`, or in this directory (as `config.json`, or as `.dockerconfigjson`, its name in a mounted secret).
 
-        None: in $DOCKER_CONFIG, else in ~/.docker, which need not exist. A directory without such a file is empty. Raises
-        InvalidConfig.
+        None: in $DOCKER_CONFIG, else in ~/.docker. What does not exist is empty. Raises InvalidConfig.
         """
-        if path is not None and not path.exists():
-            raise InvalidConfig("does not exist", where=str(path), fix="correct docker-config, or create it")
         path = location(path)
         try:
             with path.open("rb") as file:

@@ -19,7 +19,7 @@ from fuse.credentials.changes import marker
 from fuse.credentials.dockerconfig import DockerConfig, from_secrets, location
 from fuse.credentials.given import AMBIENT, RUNGS, Given, Rung
 from fuse.credentials.providers import Providers
-from fuse.errors import Unavailable
+from fuse.errors import InvalidConfig, Unavailable
 from fuse.registry.access import Credential
 
 HELPER_S: Final = 3600.0
@@ -82,8 +82,11 @@ class Ladder:
 
     def check(self) -> None:
         """Raises InvalidConfig for what is configured and cannot be used."""
+        named = self._docker_config
+        if named is not None and not named.exists():
+            raise InvalidConfig("does not exist", where=str(named), fix="correct docker-config, or create it")
         if self._allowed & AMBIENT:
-            DockerConfig.load(self._docker_config)
+            DockerConfig.load(named)
         if self._providers is not None:
             self._providers.check()
 

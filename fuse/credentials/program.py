@@ -65,7 +65,8 @@ def run(
             umask=0o077,
         )
     except OSError as error:
-        raise ProgramFailed(f"cannot be started: {error.strerror}") from None
+        whose = "" if identity is None else f" as user {identity}"
+        raise ProgramFailed(f"cannot be started{whose}: {error.strerror}") from None
     finally:
         os.close(asked)
     with process:

@@ -132,6 +132,10 @@ def _fault(provider: Provider) -> str:
         return f"defaultCacheDuration: {error}"
     if not _NAME.fullmatch(provider.name) or provider.name in (".", ".."):
         return "name must be the name of a file in the bin directory"
+    if any("\0" in text for text in (provider.name, *provider.args, *(each.value for each in provider.env))):
+        return "args and env must be text"
+    if any(not each.name or "=" in each.name or "\0" in each.name for each in provider.env):
+        return "env has a name that no variable can have"
     if not provider.match_images or not all(provider.match_images):
         return "matchImages is empty"
     if provider.api_version not in _PROTOCOLS:

@@ -233,6 +233,7 @@ class Providers:
             raise
         with self._lock:
             if isinstance(outcome, _Answer) and outcome.lifetime_s > 0:
+                self._forget_ended_locked()
                 key = (base, *_scope(outcome.key_type, image))
                 self._answers[key] = outcome
                 self._answers.move_to_end(key)
@@ -241,6 +242,11 @@ class Providers:
             del self._flights[base, image]
         flight.set_result(outcome)
         return outcome
+
+    def _forget_ended_locked(self) -> None:
+        now = time.monotonic()
+        for key in [key for key, answer in self._answers.items() if answer.ends_at <= now]:
+            del self._answers[key]
 
     def _remembered_locked(self, base: Hashable, image: str) -> _Answer | None:
         kinds: tuple[KeyType, ...] = ("Image", "Registry", "Global")

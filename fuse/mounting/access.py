@@ -57,7 +57,8 @@ class Admission:
         cure = _REFUSED[self.rung].format(
             registry=self.access.registry, source=self.source, account=self.account or "of the pod", by=by
         )
-        return error.again(fix="; ".join((cure, *self.notes)))
+        known = () if error.fix == error.usual_fix else (error.fix,)
+        return error.again(fix="; ".join((*known, cure, *self.notes)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

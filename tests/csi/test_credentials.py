@@ -14,6 +14,8 @@ from csi import given
 from csi.plugin import NodePlugin
 from fuse.credentials.given import ServiceAccount
 from fuse.errors import InvalidRequest, Unavailable
+from fuse.mounting.reasons import Reason
+from fuse.mounting.status import Health
 from fuse.registry.access import Access
 from tests.csi.fakes import PASSWORD, PRIVATE, FakeAccess, FakeManager
 from tests.csi.harness import Kubelet, Place, code_of, details_of, running
@@ -226,6 +228,34 @@ def test_a_look_that_the_registry_does_not_answer_is_repeated(
         until(lambda: in_force(manager) == ["new"], "the new one is in force")
         assert 2 == len(failed)
         kubelet.unpublish(target)
+
+
+def test_what_the_registry_stops_to_take_is_looked_up_afresh(place: Place, manager: FakeManager) -> None:
+    """Credentials that have not ended may be revoked: the condition of the mount tells, and nobody waits for their end."""
+    access = FakeAccess()
+    access.ambient = "old"
+    manager.passwords = {"old", "new"}
+    target = place.target()
+    with node(place, manager, access) as (_, kubelet):
+        kubelet.publish(target, reference=PRIVATE)
+        access.fresh_password = "new"
+        manager.condition = Health(state="broken", reason="401", reason_code=Reason.REGISTRY_REFUSED)
+        until(lambda: in_force(manager) == ["new"], "the new one is in force")
+        assert [False, True] == access.asked  # and not at every look
+        manager.condition = Health()
+        kubelet.unpublish(target)
+
+
+def test_a_look_that_comes_too_late_brings_nothing_back(place: Place, manager: FakeManager) -> None:
+    """The volume was unpublished meanwhile."""
+    access = FakeAccess()
+    with node(place, manager, access) as (plugin, kubelet):
+        kubelet.publish(place.target(), reference=PRIVATE, secrets=SECRET)
+        (record,) = plugin._records.all()
+        kubelet.unpublish(place.target())
+        assert not plugin._publisher.renew(record, fresh=True)
+        assert 1 == len(access.asked)
+        assert [] == place.leftovers()
 
 
 def test_what_was_brought_is_forgotten_with_the_volume(place: Place, manager: FakeManager, tmp_path: Path) -> None:

@@ -22,15 +22,11 @@ IMAGE = f"{HOST}/team/m"
 SECRET = {"username": "secret", "password": "p"}
 
 
-@pytest.fixture
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    root = tmp_path_factory.mktemp("providers")
-    for parent in (root, root.parent, root.parent.parent):
-        parent.chmod(parent.stat().st_mode | 0o011)
-    made = Programs(root)
-    made.install("of-node", match=HOST, auth={HOST: {"username": "node", "password": "p"}})
-    made.install("of-pod", match=HOST, audience="registry")
-    return made
+def of_both(programs: Programs) -> Providers:
+    """A provider that goes by the node, and one that goes by the pod."""
+    programs.install("of-node", match=HOST, auth={HOST: {"username": "node", "password": "p"}})
+    programs.install("of-pod", match=HOST, audience="registry")
+    return Providers(programs.config, programs.bin)
 
 
 def docker(directory: Path, user: str, **more: object) -> Path:
@@ -54,7 +50,7 @@ def climb(ladder: Ladder, what: Given, image: str = IMAGE) -> tuple[Found, list[
 
 def test_the_strongest_that_is_allowed_speaks(programs: Programs, tmp_path: Path) -> None:
     """Each rung comes forward when those above it are forbidden, however the list is written."""
-    providers = Providers(programs.config, programs.bin)
+    providers = of_both(programs)
     users = ["pod", "secret", "file", "node", None]
     for first, (rung, user) in enumerate(zip(RUNGS, users, strict=True)):
         allow = tuple(reversed(RUNGS[first:]))
@@ -65,9 +61,7 @@ def test_the_strongest_that_is_allowed_speaks(programs: Programs, tmp_path: Path
 
 def test_a_rung_that_has_nothing_for_the_host_is_passed(programs: Programs, tmp_path: Path) -> None:
     """By host and path: a mirror sees none of what is the registry's."""
-    ladder = Ladder(
-        docker_config=docker(tmp_path / "docker", "file"), providers=Providers(programs.config, programs.bin)
-    )
+    ladder = Ladder(docker_config=docker(tmp_path / "docker", "file"), providers=of_both(programs))
 
     assert "publish-secret" == climb(ladder, given(tokens={}))[0].rung
     assert "driver-secret" == climb(ladder, Given())[0].rung

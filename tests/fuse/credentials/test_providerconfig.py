@@ -83,6 +83,8 @@ def test_a_directory_is_the_sum_of_its_files(tmp_path: Path) -> None:
         ({"name": "../evil"}, "name of a file"),
         ({"name": ".."}, "name of a file"),
         ({"matchImages": []}, "matchImages is empty"),
+        ({"args": ["a\0b"]}, "must be text"),
+        ({"env": [{"name": "A=B", "value": "c"}]}, "no variable"),
         ({"defaultCacheDuration": "soon"}, "defaultCacheDuration"),
         ({"defaultCacheDuration": None}, "default"),
         ({"apiVersion": "v7"}, "apiVersion 'v7' is not known"),

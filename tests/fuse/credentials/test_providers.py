@@ -24,14 +24,6 @@ READER = ServiceAccount("default", "reader")
 STATIC = {"registry.io:5000": {"username": "node", "password": "np"}}
 
 
-@pytest.fixture
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
-    root = tmp_path_factory.mktemp("providers")
-    for parent in (root, root.parent, root.parent.parent):
-        parent.chmod(parent.stat().st_mode | 0o011)  # programs run as somebody else
-    return Programs(root)
-
-
 def pod(token: str = "reader|pw", account: ServiceAccount = READER, *, uid: str = "u1", left_s: float = 600) -> Given:
     return Given(
         account=account, tokens={"registry": Token(text=token, expires_at=time.time() + left_s, account_uid=uid)}

@@ -93,5 +93,7 @@ def test_a_refusal_says_whose_credentials_they_were(rung: Rung, words: str) -> N
         assert type(error) is type(explained)
         with pytest.raises(type(error), match=f"m: no .*{words}.*; provider gcr ended with code 1"):
             raise explained
+    better = Unauthenticated("no", where="m", fix="tell whoever runs the registry")
+    assert str(admission.explained(better)).startswith("m: no (tell whoever runs the registry; ")
     other = Unavailable("down")
     assert other is admission.explained(other)
