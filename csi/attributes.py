@@ -28,7 +28,7 @@ _KUBERNETES: Final = ("k8s.io", "kubernetes.io")
 """What kubelet and external-provisioner add of their own: `csi.storage.k8s.io/…`, `storage.kubernetes.io/…`."""
 
 DOCKER_CONFIG: Final = ".dockerconfigjson"
-_SECRET_KEYS: Final = frozenset({DOCKER_CONFIG, "username", "password"})
+_SECRET_KEYS: Final = frozenset({DOCKER_CONFIG, ".dockercfg", "username", "password"})
 
 _PREFETCH: Final[tuple[Prefetch, Prefetch]] = ("full", "none")
 _VERIFY: Final[tuple[Verify, Verify]] = ("lazy", "strict")

@@ -30,6 +30,7 @@ from csi.pb import csi_pb2_grpc as rpc
 from csi.provisioner import Provisioner
 from csi.publisher import AccessSource, Publisher
 from csi.recovery import Mender, recover
+from csi.renewal import LOOK_S, Renewals
 from csi.server import Server, is_served, socket_path
 from csi.targets import TargetRules
 from csi.volumes import VolumeRecords
@@ -61,6 +62,8 @@ class PluginSettings:
     """Reported to the scheduler; 0 means no limit."""
     metrics_address: str | None = None
     """`host:port` or `:port` for Prometheus; None serves no metrics."""
+    renewal_look_s: float = LOOK_S
+    """How often credentials are looked at that end or change (`csi.renewal`)."""
     checkpoint: Callable[[str], None] = lambda _: None
     """Called after every step of a publish or unpublish with its name, for tests."""
 
@@ -91,6 +94,9 @@ class NodePlugin:
         self._mender = Mender(self._publisher)
         self._publisher.on_unfinished = lambda record: self._mender.add(
             record, Reason.RECOVERING, "it is being taken away"
+        )
+        self._renewals = Renewals(
+            self._publisher, self._publisher.admissions, settings.access, look_s=settings.renewal_look_s
         )
         manager.on_gone = self._mount_gone
         self._metrics = Metrics(manager, self._volumes)
@@ -124,6 +130,8 @@ class NodePlugin:
             recover(self._publisher, self._shared, self._rules, self._mender)
             # Who is told that we are ready may send pods at once; those of before come first.
             self._manager.wait_served(_SERVED_LIMIT_S)
+            undo.callback(self._renewals.close)
+            self._renewals.start()
             self._server.start()
             undo.pop_all()
         self._ready = True
@@ -138,6 +146,7 @@ class NodePlugin:
         finished = self._publisher.operations.close(_GRACE_S)
         self._server.stop(_GRACE_S)
         self._mender.close()
+        self._renewals.close()
         if self._exposition is not None:
             self._exposition.close()
         self._close_manager()

@@ -11,27 +11,33 @@ Called from many threads; `Operations` keeps those of one target apart. It knows
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 import structlog
 
 from csi import mounts
+from csi.admissions import Admissions
 from csi.mounts import SharedMounts
 from csi.operations import Operation, Operations
 from csi.requests import PublishRequest, VolumeKey
 from csi.targets import Target, TargetRules
 from csi.volumes import VolumeRecord, VolumeRecords, grant_of
-from fuse.errors import Conflict, WeightlessError
+from fuse.credentials.given import Given, is_weaker
+from fuse.errors import Conflict, Forbidden, Unauthenticated, WeightlessError
+from fuse.filesystem.table import View
+from fuse.mounting.access import Admission
 from fuse.mounting.manager import ResolvedArtifact
 from fuse.mounting.status import Health
-from fuse.registry.access import Access
+
+_LEAST_RENEWAL_S: Final = 10.0
+"""Credentials that end sooner than this after they were looked up are not looked up sooner for that."""
 
 _log = structlog.get_logger()
 
@@ -39,7 +45,11 @@ _log = structlog.get_logger()
 class AccessSource(Protocol):
     """What is needed of `fuse.mounting.access.AccessReader`."""
 
-    def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access: ...
+    def admit(
+        self, reference: str, given: Given = ..., *, cancel: threading.Event | None = None, fresh: bool = False
+    ) -> Admission: ...
+
+    def marker(self) -> Hashable: ...
 
 
 class Publisher:
@@ -61,9 +71,7 @@ class Publisher:
         self._access = access
         self._rules = rules
         self._checkpoint = checkpoint
-        self._salt = secrets.token_bytes(16)
-        self._proofs: dict[str, bytes] = {}
-        """What the credentials of a live publish looked like, salted: to know new ones when they come."""
+        self.admissions = Admissions()
         self.on_unfinished: Callable[[VolumeRecord], None] = lambda _: None
         """Called for a record whose undoing failed: somebody should try again."""
 
@@ -76,7 +84,7 @@ class Publisher:
             operation,
             str(request.key.target.path),
             lambda own: self._publish(own, request),
-            cancels=("repair",),
+            cancels=("repair", "renewal"),
             limit_s=limit_s,
         )
 
@@ -87,9 +95,26 @@ class Publisher:
             operation,
             str(key.target.path),
             lambda _: self._unpublish(key),
-            cancels=("publish", "repair"),
+            cancels=("publish", "repair", "renewal"),
             limit_s=limit_s,
         )
+
+    def renew(self, record: VolumeRecord, *, fresh: bool = False) -> bool:
+        """Looks up the credentials of a published volume again, with what its last request brought; whether it has good ones.
+
+        `fresh`: what is remembered of credentials does not count. Raises InProgress when something else is under way there.
+        """
+        done: list[bool] = []
+
+        def work(operation: Operation) -> None:
+            current = self.records.get(record.name)  # read again: kubelet may have been faster
+            if current is not None and current.stage == "published" and self.is_served(current):
+                given = self.admissions.given(current.name)
+                done.append(self._renew(operation, current, given, fresh=fresh))
+
+        operation = Operation("renewal", record.volume_id, record.name)
+        self.operations.run(operation, record.target, work, limit_s=0)
+        return bool(done and done[0])
 
     def find(self, key: VolumeKey) -> VolumeRecord | None:
         """The record of a published volume."""
@@ -114,13 +139,13 @@ class Publisher:
                     fix="unpublish it first",
                 )
             if self.is_served(record):
-                self._renew(operation, record, request)
+                self._renew_with(operation, record, request)
                 return
             # Gone under us (the node was restarted): the same content is mounted again, whatever the tag says by now.
             reference = record.pinned
         self._check_free(request.key)
-        access = self._access.access(reference, request.secrets)
-        artifact = self.shared.resolve(reference, access, request.attributes.view, operation.cancel)
+        given = request.given()
+        admission, artifact = self._admitted(operation, reference, given, request.attributes.view)
         if request.attributes.native == "off":
             artifact = replace(artifact, native=False)
         self._step(operation, "publish-resolved")
@@ -142,6 +167,7 @@ class Publisher:
             bytes_total=artifact.bytes_total,
             files=artifact.files,
             pod=request.pod,
+            rung=admission.rung,
         )
         with self._undoing(wanted):
             self.records.put(wanted)
@@ -151,7 +177,7 @@ class Publisher:
                 prefetch=wanted.prefetch,
                 verify=wanted.verify,
                 grant=wanted.grant,
-                access=access,
+                access=admission.access,
                 checkpoint=lambda step: self._step(operation, f"publish-{step}"),
             )
             self._step(operation, "publish-held")
@@ -159,7 +185,10 @@ class Publisher:
             self._step(operation, "publish-bound")
             self.records.put(msgspec.structs.replace(wanted, stage="published"))
             self._checkpoint("publish-done")
-        self._proofs[name] = self._proof(request.secrets)
+        self.admissions.note(name, given, admission)
+        _log.info(
+            "volume_admitted", volume_id=wanted.volume_id, pod=wanted.pod, rung=admission.rung, by=admission.source
+        )
 
     def _unpublish(self, key: VolumeKey) -> None:
         self._checkpoint("unpublish-begun")
@@ -194,7 +223,7 @@ class Publisher:
         self.shared.drop(record.identity, record.grant, lambda step: self._checkpoint(f"undo-{step}"))
         self._checkpoint("undo-dropped")
         self.records.remove(record.name)
-        self._proofs.pop(record.name, None)
+        self.admissions.forget(record.name)
         self._checkpoint("undo-done")
 
     def remount(self, operation: Operation, record: VolumeRecord) -> None:
@@ -204,9 +233,9 @@ class Publisher:
             return
         # Another volume may have brought the mount back already: it is shared, but this volume's hold on it is its own.
         if not self.shared.is_held(record.identity, record.grant):
-            # The request's own credentials are not on disk; those of the node, or none, may do.
-            access = self._access.access(record.pinned, {})
-            artifact = self._resolve(operation, record, access)
+            # The request's own credentials are not on disk: after a restart those of the node, or none, may do.
+            given = self.admissions.given(record.name)
+            admission, artifact = self._admitted_again(operation, record, given)
             if mounts.identity_of(artifact, record.verify) != record.identity:
                 raise WeightlessError("the artifact's identity has changed", where=record.pinned)
             operation.check()
@@ -215,9 +244,10 @@ class Publisher:
                 prefetch=record.prefetch,
                 verify=record.verify,
                 grant=record.grant,
-                access=access,
+                access=admission.access,
                 checkpoint=lambda _: operation.check(),
             )
+            self.admissions.note(record.name, given, admission)
         operation.check()
         if not self.is_served(record):
             mounts.bind(self.shared.path(record.identity), target)
@@ -275,35 +305,67 @@ class Publisher:
                 self.on_unfinished(record)
             raise
 
-    def _renew(self, operation: Operation, record: VolumeRecord, request: PublishRequest) -> None:
+    # ---- credentials ----
+
+    def _admitted(
+        self, operation: Operation, reference: str, given: Given, view: View, admission: Admission | None = None
+    ) -> tuple[Admission, ResolvedArtifact]:
+        """The proof that these credentials may pull. Those that were remembered are looked up again before they are refused.
+
+        `admission`: what was looked up already.
+        """
+        admission = admission or self._access.admit(reference, given, cancel=operation.cancel)
+        try:
+            return admission, self.shared.resolve(reference, admission.access, view, operation.cancel)
+        except (Unauthenticated, Forbidden) as error:
+            if not admission.remembered:
+                raise admission.explained(error) from error
+        admission = self._access.admit(reference, given, cancel=operation.cancel, fresh=True)
+        try:
+            return admission, self.shared.resolve(reference, admission.access, view, operation.cancel)
+        except (Unauthenticated, Forbidden) as error:
+            raise admission.explained(error) from error
+
+    def _admitted_again(
+        self, operation: Operation, record: VolumeRecord, given: Given, admission: Admission | None = None
+    ) -> tuple[Admission, ResolvedArtifact]:
+        """Of a published volume. It stays the mount that it was, whatever is in the cache by now."""
+        admission, artifact = self._admitted(operation, record.pinned, given, record.view, admission)
+        return admission, replace(artifact, native=record.native)
+
+    def _renew_with(self, operation: Operation, record: VolumeRecord, request: PublishRequest) -> None:
         """A repeated publish may bring newer credentials. It never harms the mount that is there: kubelet would take the volume
         away from a running pod if it saw an error (kubernetes issue 121271)."""
-        proof = self._proof(request.secrets)
-        if self._proofs.get(record.name) == proof:
-            return
         try:
-            access = self._access.access(record.pinned, request.secrets)
-            artifact = self._resolve(operation, record, access)
-            operation.check()
-            self.shared.hold(
-                artifact,
-                prefetch=record.prefetch,
-                verify=record.verify,
-                grant=record.grant,
-                access=access,
-                checkpoint=lambda _: None,
-            )
+            given = request.given()
         except WeightlessError as error:
             _log.warning("credentials_not_renewed", volume_id=record.volume_id, error=error)
+        else:
+            self._renew(operation, record, given)
             operation.check()
-            return
-        self._proofs[record.name] = proof
 
-    def _resolve(self, operation: Operation, record: VolumeRecord, access: Access) -> ResolvedArtifact:
-        """Of a published volume. It stays the mount that it was, whatever is in the cache by now."""
-        artifact = self.shared.resolve(record.pinned, access, record.view, operation.cancel)
-        return replace(artifact, native=record.native)
-
-    def _proof(self, given: Mapping[str, str]) -> bytes:
-        content = repr(sorted(given.items())).encode()
-        return hashlib.blake2b(content, key=self._salt).digest()
+    def _renew(self, operation: Operation, record: VolumeRecord, given: Given, *, fresh: bool = False) -> bool:
+        """Whether the volume goes on with credentials that are good now; if not, with what it had."""
+        try:
+            admission = self._access.admit(record.pinned, given, cancel=operation.cancel, fresh=fresh)
+            if is_weaker(admission.rung, record.rung):
+                why = "; ".join(admission.notes) or "they are not there any more"
+                raise Unauthenticated(f"credentials of {record.rung} cannot be had: {why}", where=record.pinned)
+            if not self.admissions.is_same(record.name, admission):
+                admission, artifact = self._admitted_again(operation, record, given, admission)
+                operation.check()
+                self.shared.hold(
+                    artifact,
+                    prefetch=record.prefetch,
+                    verify=record.verify,
+                    grant=record.grant,
+                    access=admission.access,
+                    checkpoint=lambda _: None,
+                )
+                _log.info("credentials_renewed", volume_id=record.volume_id, rung=admission.rung, by=admission.source)
+        except WeightlessError as error:
+            if not operation.cancel.is_set():
+                _log.warning("credentials_not_renewed", volume_id=record.volume_id, error=error)
+            return False
+        self.admissions.note(record.name, given, admission, least_s=_LEAST_RENEWAL_S, now=time.monotonic())
+        return True

@@ -9,11 +9,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csi import attributes
+from csi import attributes, given
 from csi.attributes import Attributes
 from csi.fields import CALLER, capability, identifier, required
 from csi.pb import csi_pb2 as pb
 from csi.targets import Target, TargetRules
+from fuse.credentials.given import Given
 from fuse.errors import InvalidRequest
 
 
@@ -40,8 +41,15 @@ class PublishRequest:
     access_mode: int
     readonly: bool
     secrets: Mapping[str, str] = field(repr=False)
+    """As they came; see `given`."""
+    said: Mapping[str, str] = field(repr=False, compare=False)
+    """What kubelet says of the pod and its tokens: those of a repeated request may be newer."""
     pod: str = field(default="", compare=False)
     """Namespace and name, for logs."""
+
+    def given(self) -> Given:
+        """What it brings to show to registries. Raises InvalidRequest."""
+        return given.parse(self.secrets, self.said)
 
     @property
     def parameters(self) -> str:
@@ -71,13 +79,15 @@ def publish(request: pb.NodePublishVolumeRequest, rules: TargetRules) -> Publish
     mode = capability(request.volume_capability)
     key = VolumeKey(volume_id=volume_id, target=rules.parse(request.target_path))
     context = dict(request.volume_context)
+    secrets, said = given.apart(request.secrets, context)
     pod = "/".join(context.get(f"csi.storage.k8s.io/pod.{part}", "") for part in ("namespace", "name"))
     return PublishRequest(
         key=key,
         attributes=attributes.parse(context),
         access_mode=mode,
         readonly=request.readonly,
-        secrets=attributes.check_secrets(request.secrets),
+        secrets=secrets,
+        said=said,
         pod=pod.strip("/"),
     )
 

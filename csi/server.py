@@ -52,8 +52,6 @@ class Server:
     def __init__(
         self, path: Path, register: Callable[[grpc.Server], None], guard: grpc.ServerInterceptor | None = None
     ) -> None:
-        # Children are started by fork and exec; gRPC's own fork handlers are of no use then, and complain.
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         self.path = path
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="rpc")
         self._server = grpc.server(

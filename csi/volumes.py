@@ -22,7 +22,7 @@ from fuse.errors import MountFailed, NoSpace
 from fuse.filesystem.table import View
 from fuse.spec import Prefetch, Verify
 
-VERSION: Final = 1
+VERSION: Final = 2
 NEEDS: Final = 1
 """The oldest version of this module that understands what this one writes (docs/ARCHITECTURE.md, Versions)."""
 
@@ -51,6 +51,8 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     files: int
     pod: str = ""
     verify: Verify = "lazy"
+    rung: str = ""
+    """Whose credentials let it in (`fuse.credentials.given`); empty where that is not known. Since version 2."""
     native: bool = False
     """Of the shared mount: it was made to be shown by the kernel alone (`ResolvedArtifact.native`)."""
     version: int = VERSION

@@ -49,11 +49,13 @@ class WeightlessError(Exception):
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text} ({self.fix})"
 
-    def again(self, *, where: str | None = None) -> Self:
-        """The same error, to be raised anew: in another thread, or with a better `where`."""
+    def again(self, *, where: str | None = None, fix: str | None = None) -> Self:
+        """The same error, to be raised anew: in another thread, or with a better `where` or `fix`."""
         copied = copy.copy(self)
         if where is not None:
             copied.where = where
+        if fix is not None:
+            copied.fix = fix
         return copied
 
     def to_fault(self) -> Fault:

@@ -13,6 +13,8 @@ import yaml
 from typer.main import get_command
 
 from csi import attributes
+from fuse.credentials import providerconfig
+from fuse.credentials.given import RUNGS
 from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health, MountStatus, Restarts
 from fuse.registry.hosts import load_access
@@ -70,6 +72,25 @@ def test_the_hosts_toml_is_accepted(tmp_path: Path) -> None:
     )
     hosts = [endpoint.url.split("/")[2] for endpoint in access.endpoints]
     assert hosts == ["mirror.internal:5000", "registry.example.com"]
+
+
+def test_the_ways_to_credentials_are_accepted(tmp_path: Path) -> None:
+    """credentials.md: the configurations, the CSIDriver, kubelet's file, and the volume that names a secret."""
+    page = ROOT / "docs" / "credentials.md"
+    for text in blocks(page, "toml"):
+        (tmp_path / "weightless.toml").write_text(text)
+        assert config.load(tmp_path / "weightless.toml").credentials != config.CredentialsSection()
+    driver, providers, volume = blocks(page, "yaml")
+    kubernetes_validate.validate(yaml.safe_load(driver), "1.35", strict=True)
+    (tmp_path / "providers.yaml").write_text(providers)
+    (provider,) = providerconfig.load(tmp_path / "providers.yaml")
+    assert provider.token_attributes is not None
+    (request,) = yaml.safe_load(driver)["spec"]["tokenRequests"]
+    assert request["audience"] == provider.token_attributes.service_account_token_audience
+    (source,) = yaml.safe_load(volume)["volumes"]
+    assert attributes.parse(source["csi"]["volumeAttributes"]).reference
+    rungs = re.findall(r"^\| `([a-z][a-z-]+)` \|", page.read_text(), re.MULTILINE)
+    assert list(RUNGS) == rungs
 
 
 @pytest.mark.parametrize("text", blocks(ROOT / "docs" / "MIRRORS.md", "toml"), ids=["dragonfly", "spegel"])

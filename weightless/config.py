@@ -20,6 +20,12 @@ max-bandwidth = "200MB"
 [registry]
 offline = "refuse"      # or "allow": mount what the same credentials mounted before while the registry cannot be reached
 offline-hours = 72      # how old that proof may be
+[credentials]           # of pods: whose count, and where they are (docs/credentials.md)
+allow = ["pod-identity", "publish-secret", "driver-secret", "node-identity", "anonymous"]
+docker-config = "/etc/weightless/docker"                # config.json, or a mounted secret: counts for every pod
+provider-config = "/etc/kubernetes/credential-providers.yaml"   # kubelet's --image-credential-provider-config
+provider-bin-dir = "/usr/libexec/kubernetes/credential-providers"  # and its --image-credential-provider-bin-dir
+provider-user = 65532   # whom providers run as
 [node]                  # of `weightless csi --mode node`, and all
 endpoint = "unix:///var/lib/kubelet/plugins/csi.weightless.dev/csi.sock"
 node-id = "worker-1"
@@ -52,6 +58,7 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin
 import msgspec
 
 from fuse.artifact.reference import Reference
+from fuse.credentials.given import PROVIDER_USER, RUNGS, Rung
 from fuse.errors import InvalidConfig, InvalidReference, InvalidRequest
 from fuse.fetch.limits import LEAST_BYTES_PER_S, RegistryLimits
 from fuse.spec import Native, Prefetch, Verify, WithoutResend
@@ -71,9 +78,13 @@ _CHOICES: Final = {
     "plain-http": "true or false",
     "max-bandwidth": _BANDWIDTH,
     "offline": "one of refuse, allow",
+    "allow": f"a list of {', '.join(RUNGS)}",
+    "provider-user": "the number of a user; 0 is root",
     "offline-hours": "a number of hours above 0, up to 8760",
     "max-volumes": "a whole number; 0 means no limit",
-    **dict.fromkeys(("cache", "fetch", "registry", "node", "controller", "mount"), "a table, as in [cache]"),
+    **dict.fromkeys(
+        ("cache", "fetch", "registry", "credentials", "node", "controller", "mount"), "a table, as in [cache]"
+    ),
 }
 _ELSE: Final = "text in quotes"
 ENVIRONMENT: Final = "WEIGHTLESS_CONFIG"
@@ -131,6 +142,23 @@ class RegistrySection(_Section, frozen=True, kw_only=True, rename="kebab", forbi
         return self.offline_hours * 3600 if self.offline == "allow" else 0.0
 
 
+class CredentialsSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    allow: tuple[Rung, ...] = RUNGS
+    docker_config: str | None = None
+    provider_config: str | None = None
+    provider_bin_dir: str | None = None
+    provider_user: Annotated[int, msgspec.Meta(ge=0, lt=2**32 - 1)] = PROVIDER_USER
+
+    def check(self) -> None:
+        """Raises InvalidRequest for what makes no sense together."""
+        if not self.allow:
+            raise InvalidRequest("nothing is allowed", where="allow", fix=f"use some of {', '.join(RUNGS)}")
+        if (self.provider_config is None) != (self.provider_bin_dir is None):
+            raise InvalidRequest(
+                "provider-config and provider-bin-dir go together", fix="give both, as kubelet's two flags, or none"
+            )
+
+
 class NodeSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     endpoint: str | None = None
     node_id: str | None = None
@@ -163,6 +191,7 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
     cache: CacheSection = CacheSection()
     fetch: FetchSection = FetchSection()
     registry: RegistrySection = RegistrySection()
+    credentials: CredentialsSection = CredentialsSection()
     node: NodeSection = NodeSection()
     controller: ControllerSection = ControllerSection()
     mount: MountSection = MountSection()
@@ -176,6 +205,8 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
         """Raises InvalidRequest, with the key, for what has the right type and says nothing."""
         with _within("cache.quota"):
             _ = self.quota_bytes
+        with _within("credentials"):
+            self.credentials.check()
         with _within("fetch"):
             _ = self.fetch.registries
             with _within("max-bandwidth"):
@@ -203,7 +234,7 @@ def load(path: Path | None) -> Config:
         config.check()
     except msgspec.ValidationError as error:
         what = str(error)[:1].lower() + str(error)[1:].replace("`$.", "`")
-        key = what.rpartition("`")[0].rpartition("`")[2].rpartition(".")[2]
+        key = what.rpartition("`")[0].rpartition("`")[2].partition("[")[0].rpartition(".")[2]
         raise InvalidConfig(what, where=str(path), fix=f"use {_CHOICES.get(key, _ELSE)}") from error
     except InvalidRequest as error:
         raise InvalidConfig(f"{error.where}: {error.what}", where=str(path), fix=error.fix) from error

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from fuse import logs
 from fuse.artifact.reference import Reference
+from fuse.credentials.ladder import Ladder
+from fuse.credentials.providers import Providers
 from fuse.errors import InvalidConfig, InvalidRequest
 from fuse.filesystem.table import View
 from fuse.mounting import device, fusermount, rundir
@@ -16,6 +18,7 @@ from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_start import FetcherSettings
 from fuse.mounting.manager import HolderSettings
 from fuse.spec import WithoutResend
+from weightless.config import CredentialsSection
 from weightless.options import Settings
 
 
@@ -90,7 +93,8 @@ def fetcher(settings: Settings, run_dir: Path) -> FetcherClient:
 
 
 def access_reader(settings: Settings, *, local_allowed: bool = True) -> AccessReader:
-    """Who runs a command may reach what listens on this machine; a pod that names a registry may not.
+    """Who runs a command may reach what listens on this machine, and has docker's credentials; a pod that names a registry may
+    not, and has those of the configuration's [credentials].
 
     Raises InvalidConfig for a directory of hosts.toml files that is not there: it was named, so something in it was to count.
     """
@@ -103,9 +107,26 @@ def access_reader(settings: Settings, *, local_allowed: bool = True) -> AccessRe
     return AccessReader(
         certs_dir=settings.certs_dir,
         plain_http=settings.plain_http,
+        credentials=None if local_allowed else ladder(settings.config.credentials),
         local_allowed=local_allowed,
         offline_s=settings.config.registry.offline_s,
     )
+
+
+def ladder(section: CredentialsSection) -> Ladder:
+    """The credentials that count for pods. Raises InvalidConfig for files that are named and cannot be used."""
+    providers = None
+    if section.provider_config is not None and section.provider_bin_dir is not None:
+        providers = Providers(
+            Path(section.provider_config), Path(section.provider_bin_dir).absolute(), user=section.provider_user
+        )
+    found = Ladder(
+        allow=section.allow,
+        docker_config=Path(section.docker_config) if section.docker_config is not None else None,
+        providers=providers,
+    )
+    found.check()
+    return found
 
 
 def check_reference(reference: str) -> None:

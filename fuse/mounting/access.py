@@ -1,19 +1,64 @@
-"""From a reference and what the administrator and the user configured to an `Access`: the one place on the privileged side that
-reads credentials, keys and hosts.toml. The fetcher gets values, never paths.
+"""From a reference and what the administrator, the user and a request give to an `Access`: the one place on the privileged side
+where hosts.toml, keys and credentials come together. The fetcher gets values, never paths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from fuse.artifact.reference import Reference
+from fuse.credentials.given import Given, Rung
+from fuse.credentials.ladder import Credentials, Found, OwnCredentials
+from fuse.errors import Forbidden, Unauthenticated, WeightlessError
 from fuse.registry.access import Access, Credential
-from fuse.registry.dockerconfig import DockerConfig, from_secrets
 from fuse.registry.hosts import load_access
+
+_NOBODY: Final = Given()
+_REFUSED: Final[dict[Rung, str]] = {
+    "pod-identity": "credential provider {source} gave these for ServiceAccount {account}: let that account pull this",
+    "publish-secret": "these are of the volume's secret (nodePublishSecretRef): correct it, or let its user pull this",
+    "driver-secret": "these are the driver's own (docker-config), as the volume names no secret for {registry}: name one in "
+    "nodePublishSecretRef, or let the driver's user pull this",
+    "node-identity": "these are of the node{by}, as the volume names no secret for {registry}: name one in "
+    "nodePublishSecretRef, or let the node pull this",
+    "anonymous": "there were no credentials for {registry}: name a secret for it in the volume's nodePublishSecretRef",
+}
+"""What to do about a refusal, by whose credentials were refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """What a request may be tried with, and whose credentials that are."""
+
+    access: Access
+    rung: Rung
+    """Of those that are for the registry itself."""
+    source: str = ""
+    """Of the same: the credential provider, if it was one."""
+    account: str = ""
+    ends_at: float = float("inf")
+    """Monotonic time from which credentials are to be looked up again, for any of the hosts."""
+    remembered: bool = False
+    """Some come from memory, and may be out of date: `AccessReader.admit` with `fresh` asks anew."""
+    notes: tuple[str, ...] = field(default=())
+    """Why other credentials were not used."""
+
+    def explained(self, error: WeightlessError) -> WeightlessError:
+        """A refusal with the cure that fits these credentials; other errors as they are."""
+        if not isinstance(error, Unauthenticated | Forbidden):
+            return error
+        by = f", by {self.source}" if self.source else ""
+        cure = _REFUSED[self.rung].format(
+            registry=self.access.registry, source=self.source, account=self.account or "of the pod", by=by
+        )
+        known = () if error.fix == error.usual_fix else (error.fix,)
+        return error.again(fix="; ".join((*known, cure, *self.notes)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,32 +69,69 @@ class AccessReader:
     """containerd's directory of hosts.toml files."""
     plain_http: bool = False
     docker_config: Path | None = None
-    """The directory of config.json; None: $DOCKER_CONFIG, then ~/.docker."""
+    """Of who runs a command, where there are no `credentials`: as `fuse.credentials.dockerconfig.DockerConfig.load`."""
+    credentials: Credentials | None = None
+    """Those that count for pods (`fuse.credentials.ladder.Ladder`)."""
     local_allowed: bool = False
     """Whether loopback addresses may be reached: yes for a user's own command, no for a node plugin."""
     offline_s: float = 0.0
     """`Access.offline_s`: the administrator's policy for a registry that cannot be reached."""
-    use_node_credentials: bool = True
-    """Whether docker's config of this node counts where the secrets have nothing for a host."""
 
     def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access:
-        """Raises InvalidReference, InvalidRequest (secrets) or InvalidConfig (hosts.toml, config.json)."""
-        registry = Reference.parse(reference).host
-        found = load_access(
-            registry,
+        """As `admit`, for who needs no more."""
+        return self.admit(reference, Given(secrets=secrets or {})).access
+
+    def admit(
+        self,
+        reference: str,
+        given: Given = _NOBODY,
+        *,
+        cancel: threading.Event | None = None,
+        fresh: bool = False,
+    ) -> Admission:
+        """What to ask the registry with. `fresh`: what was remembered of credentials does not count.
+
+        Raises InvalidReference, InvalidRequest (secrets), InvalidConfig (hosts.toml, config.json, providers), Cancelled, and
+        Unauthenticated where there are no credentials and the administrator wants some.
+        """
+        named = Reference.parse(reference)
+        source = self._source
+        climb = source.climb(given, named.host, cancel=cancel or threading.Event(), fresh=fresh)
+        found: dict[str, Found] = {}
+
+        def credential(host: str) -> Credential | None:
+            if host not in found:
+                found[host] = climb.find(f"{host}/{named.repository}")
+            return found[host].credential
+
+        access = load_access(
+            named.host,
             certs_dir=self.certs_dir,
             plain_http=self.plain_http,
-            credential=self._credentials(registry, secrets),
+            credential=credential,
             local_allowed=self.local_allowed,
         )
-        return msgspec.structs.replace(found, offline_s=self.offline_s)
+        own = found.get(named.host, Found())
+        admission = Admission(
+            access=msgspec.structs.replace(access, offline_s=self.offline_s),
+            rung=own.rung,
+            source=own.source,
+            account=str(given.account or ""),
+            ends_at=min((each.ends_at for each in found.values()), default=float("inf")),
+            remembered=any(each.remembered for each in found.values()),
+            notes=tuple(dict.fromkeys(climb.notes)),
+        )
+        if own.rung == "anonymous" and not source.allows("anonymous"):
+            refusal = Unauthenticated(
+                f"nothing is pulled without credentials on this node, and there are none for {named.host}"
+            )
+            raise admission.explained(refusal.again(where=str(named)))
+        return admission
 
-    def _credentials(self, registry: str, secrets: Mapping[str, str] | None) -> Callable[[str], Credential | None]:
-        # A bare username and password are for the reference's own registry; a mirror of it must not see them.
-        given = from_secrets(secrets, registry=registry) if secrets else _none
-        node = DockerConfig.load(self.docker_config).credential if self.use_node_credentials else _none
-        return lambda host: given(host) or node(host)
+    def marker(self) -> Hashable:
+        """Differs when the credentials that the administrator gives have changed, whatever hosts they are for."""
+        return self._source.marker()
 
-
-def _none(_host: str) -> Credential | None:
-    return None
+    @property
+    def _source(self) -> Credentials:
+        return self.credentials or OwnCredentials(self.docker_config)

@@ -6,15 +6,19 @@ Whoever looks into such a mount hangs, so a test that ends has shown that nobody
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 from csi.mounts import identity_of
+from fuse.credentials.given import Given
 from fuse.errors import NotFound, Unauthenticated
 from fuse.filesystem.table import View
 from fuse.mounting import device
+from fuse.mounting.access import Admission
 from fuse.mounting.manager import LostMount, ResolvedArtifact
 from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.status import Health, HolderTotals, MountStatus
@@ -24,16 +28,51 @@ from fuse.spec import Prefetch, Verify
 REFERENCE = "registry.example.com/models/tiny:v1"
 PRIVATE = "registry.example.com/private/tiny:v1"
 PASSWORD = "canary-hunter2"
+NOBODY = Given()
 
 
 class FakeAccess:
-    """Puts the secrets of a request into the access, as `AccessReader` does."""
+    """Puts what a request brought into the access, as `AccessReader` does: its secret, or the token for `registry`."""
 
-    def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access:
+    def __init__(self) -> None:
+        self.lifetime_s = math.inf
+        """Of what is given out."""
+        self.remembered = False
+        """Whether passwords are said to come from memory, unless fresh ones are asked for."""
+        self.asked: list[bool] = []
+        """Each question, and whether it was for fresh credentials."""
+        self.written: Hashable = None
+        """What the administrator wrote."""
+        self.ambient = ""
+        """The driver's own password, for who brings none."""
+        self.fresh_password = ""
+        """Instead of the others, where fresh credentials are asked for."""
+
+    def admit(
+        self, reference: str, given: Given = NOBODY, *, cancel: threading.Event | None = None, fresh: bool = False
+    ) -> Admission:
+        self.asked.append(fresh)
         host = reference.partition("/")[0]
-        given = secrets or {}
-        credential = Credential(username=given["username"], password=given["password"]) if given else None
-        return Access(registry=host, endpoints=(Endpoint(url=f"https://{host}", credential=credential, origin=True),))
+        credential, rung = None, "anonymous"
+        if "registry" in given.tokens:
+            rung, credential = "pod-identity", Credential(username="pod", password=given.tokens["registry"].text)
+        elif given.secrets:
+            rung = "publish-secret"
+            credential = Credential(username=given.secrets["username"], password=given.secrets["password"])
+        elif self.ambient:
+            rung, credential = "driver-secret", Credential(username="driver", password=self.ambient)
+        if fresh and self.fresh_password:
+            credential = Credential(username="fresh", password=self.fresh_password)
+        endpoint = Endpoint(url=f"https://{host}", credential=credential, origin=True)
+        return Admission(
+            access=Access(registry=host, endpoints=(endpoint,)),
+            rung=rung,  # type: ignore[arg-type]
+            ends_at=time.monotonic() + self.lifetime_s,
+            remembered=self.remembered and not fresh,
+        )
+
+    def marker(self) -> Hashable:
+        return self.written
 
 
 class FakeManager:
@@ -46,6 +85,8 @@ class FakeManager:
         self.condition = Health()
         self.resolved: list[tuple[str, bool]] = []
         """Each reference that was asked for, and whether credentials came with it."""
+        self.passwords: set[str] = set()
+        """That may pull what is private, besides `PASSWORD`."""
         self.mounts: dict[str, tuple[int, Path]] = {}
         self.grants: dict[str, dict[str, Access]] = {}
         self.started = False
@@ -70,7 +111,7 @@ class FakeManager:
         self.on_resolve(reference, cancel)
         if "/missing/" in reference:
             raise NotFound("no such repository", where=reference)
-        if "/private/" in reference and (credential is None or credential.password != PASSWORD):
+        if "/private/" in reference and (credential is None or credential.password not in {PASSWORD, *self.passwords}):
             raise Unauthenticated("credentials are not accepted", where=reference, fix="give a secret")
         name = reference.partition("@")[0]
         digest = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -43,8 +43,9 @@ class Place:
         return path
 
     def settings(
-        self, checkpoint: Callable[[str], None] = lambda _: None, access: AccessSource | None = None
+        self, checkpoint: Callable[[str], None] = lambda _: None, access: AccessSource | None = None, **more: Any
     ) -> PluginSettings:
+        """`more`: other fields."""
         return PluginSettings(
             endpoint=f"unix://{self.socket}",
             node_id="node-a",
@@ -52,6 +53,7 @@ class Place:
             kubelet_dir=self.kubelet,
             state_dir=self.state,
             checkpoint=checkpoint,
+            **more,
         )
 
     def mounted(self) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from csi.volumes import VolumeRecord, VolumeRecords
+from csi.volumes import VERSION, VolumeRecord, VolumeRecords
 from fuse.errors import InvalidConfig, MountFailed
 from fuse.filesystem.table import View
 
@@ -84,7 +84,7 @@ def test_a_record_under_another_name_is_damaged(tmp_path: Path) -> None:
 
 def test_a_record_that_needs_a_later_version_is_left_alone(tmp_path: Path) -> None:
     """It is not taken for nothing, and goes when it is asked to; one that only is of a later version is read."""
-    loaded(tmp_path).put(record(version=2, needs=2))
+    loaded(tmp_path).put(record(version=VERSION + 1, needs=VERSION + 1))
     records = loaded(tmp_path)
     assert records.all() == []
     assert records.is_unreadable(record().name)
@@ -92,8 +92,8 @@ def test_a_record_that_needs_a_later_version_is_left_alone(tmp_path: Path) -> No
     records.remove(record().name)
     assert not records.is_unreadable(record().name)
     assert list((tmp_path / "volumes").iterdir()) == []
-    records.put(record(version=2))
-    assert loaded(tmp_path).all() == [record(version=2)]
+    records.put(record(version=VERSION + 1))
+    assert loaded(tmp_path).all() == [record(version=VERSION + 1)]
 
 
 def test_fields_of_a_later_release_are_passed_over(tmp_path: Path) -> None:

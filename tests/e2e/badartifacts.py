@@ -30,6 +30,8 @@ class Case:
     """Words of what and where, in any case of letters."""
     fix: str
     """Words of what to do."""
+    in_pods: str = ""
+    """The same for who sees it in a pod's events, where that is something else."""
 
 
 def _text(reference: str) -> Callable[[FaultyRegistry, PackedModel], str]:
@@ -194,6 +196,7 @@ BAD_ARTIFACTS: Final = [
         code=_C.UNAUTHENTICATED,
         says=(REPOSITORY, "credential"),
         fix="docker login; in a pod, name a secret for it in the volume's nodePublishSecretRef",
+        in_pods="there were no credentials",
     ),
     Case(
         name="403",
@@ -201,6 +204,7 @@ BAD_ARTIFACTS: Final = [
         code=_C.PERMISSION_DENIED,
         says=(REPOSITORY,),
         fix="ask the registry's owner",
+        in_pods="name a secret for it in the volume's nodePublishSecretRef",
     ),
     Case(
         name="500",

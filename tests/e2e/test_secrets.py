@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -12,9 +13,13 @@ import pytest
 from tests.support.cli import CommandLine
 from tests.support.dockerregistry import docker_config
 from tests.support.leaks import Sandbox
+from tests.support.metrics import scrape
 from tests.support.models import digest_tree
 from tests.support.node import Node
+from tests.support.ports import free_port
+from tests.support.provider import Programs, pod_of
 from tests.support.registry import FaultyRegistry, Tokens
+from tests.support.waiting import until
 from weightless.demo.pack import PackedModel
 
 pytestmark = pytest.mark.kernel
@@ -105,3 +110,50 @@ def test_the_command_line_shows_no_secret(
     refused = cli.run("inspect", locked)
     assert 1 == refused.code, str(refused)
     assert_hidden(registry, {"output": (refused.out + refused.error).encode()} | seen_on_disk(sandbox))
+
+
+def test_nothing_of_a_pods_token_is_seen(
+    sandbox: Sandbox, registry: FaultyRegistry, packed: PackedModel, named: str, small_model: Path
+) -> None:
+    """A provider that exchanges it, another one that fails and shouts it, both looked at while they run; the metrics as well."""
+    registry.basic = {"reader": CANARY}
+    packed.serve(registry, "models/small", "1.0")
+    attributes = {"reference": f"{registry.host}/models/small:1.0"}
+    programs = Programs(sandbox.directory("providers"))
+    go = programs.root / "go"
+    wait = f"while not os.path.exists({str(go)!r}): pass"
+    shout = f"{wait}\nprint(token); print(token, file=sys.stderr); sys.exit(token)"
+    programs.install("loud", match=registry.host, audience="registry", more=shout)
+    programs.install("exchange", match=registry.host, audience="registry", more=wait, duration="0")
+    (sandbox.root / "weightless.toml").write_text(
+        f'[credentials]\nprovider-config = "{programs.config}"\nprovider-bin-dir = "{programs.bin}"\n'
+    )
+    port = free_port()
+    with (
+        Node(
+            sandbox,
+            *("--certs-dir", named, "--config", str(sandbox.root / "weightless.toml")),
+            metrics_address=f"127.0.0.1:{port}",
+        ) as node,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        target = node.target("pod-1")
+        publish = pool.submit(node.publish, "csi-1", target, attributes | pod_of("reader", "reader", CANARY))
+        until(programs.runs, "a provider runs")
+        places = seen_in_processes(sandbox)
+        assert any("bin/loud" in place or b"bin/loud" in content for place, content in places.items())
+        assert_hidden(registry, places)
+        go.touch()
+        publish.result(60)
+        assert digest_tree(small_model) == digest_tree(target)
+        node.publish("csi-1", target, attributes | pod_of("reader", "reader", WRONG))  # a newer token, of no use
+        with pytest.raises(grpc.RpcError) as caught:
+            node.publish("csi-2", node.target("pod-2"), attributes | pod_of("other", "reader", WRONG))
+        assert_hidden(registry, seen_in_processes(sandbox))
+        assert_hidden(registry, {"metrics": scrape(port).text.encode(), "error": caught.value.details().encode()})
+        assert_hidden(registry, seen_on_disk(sandbox))
+        assert "provider_failed" in node.last_words()
+        assert "credentials_not_renewed" in node.last_words()
+        node.unpublish("csi-1", target)
+    assert_hidden(registry, seen_on_disk(sandbox))
+    assert [] == node.leftovers()

@@ -80,6 +80,8 @@ class FaultyRegistry(ModelRegistry):
         self.tokens = tokens
         self.denied = denied or set()
         """Repositories that answer 403 even to good credentials."""
+        self.closed_to: dict[str, set[str]] = {}
+        """Repositories that answer 403 to these users, by user name (with `basic`)."""
         self.object_store = object_store
         self.log: list[Logged] = []
         self.hanging = 0
@@ -160,7 +162,7 @@ class FaultyRegistry(ModelRegistry):
         if refusal is not None:
             return refusal
         repository = request.path.removeprefix("/v2/").rsplit("/", 2)[0]
-        if repository in self.denied:
+        if repository in self.denied | self.closed_to.get(_basic_user(request), set()):
             return Response.error(403, "DENIED", "requested access to the resource is denied")
         if fault in ("no-range", "wrong-range", "late-range", "extra"):
             return self.serve(_without_range(request, fault))
@@ -266,6 +268,11 @@ def _kind(request: Request) -> str:
     if "/referrers/" in request.path:
         return "referrers"
     return "blob" if "/blobs/" in request.path else "other"
+
+
+def _basic_user(request: Request) -> str:
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    return _user_of(value)[0] if scheme.lower() == "basic" else ""
 
 
 def _user_of(value: str) -> tuple[str, str]:

@@ -78,6 +78,10 @@ def test_an_unknown_key_is_an_error_that_names_file_key_and_the_known_ones(write
         ('[fetch.registry."http://a.b"]', 'fetch.registry."http://a.b": no reference'),
         ('[fetch.registry."index.docker.io"]', "no reference has this registry"),
         ("[fetch]\nregistry = 3", "fetch.registry"),
+        ('[credentials]\nallow = ["everything"]', "credentials.allow"),
+        ("[credentials]\nallow = []", "credentials.allow: nothing is allowed"),
+        ('[credentials]\nprovider-config = "/x"', "credentials: provider-config and provider-bin-dir go together"),
+        ("[credentials]\nprovider-user = -1", "credentials.provider-user"),
         ("cache = 1", "cache"),
         ("prefetch = ", "is not TOML"),
     ],
@@ -108,7 +112,11 @@ def test_a_bandwidth_is_written_as_a_size(write):
 
 def test_a_word_that_is_none_of_a_few_is_answered_with_those_few(write):
     """As on the command line; nobody should have to look them up."""
-    for text, words in (('prefetch = "some"', ("full", "none")), ('log-level = "loud"', ("debug", "warning"))):
+    for text, words in (
+        ('prefetch = "some"', ("full", "none")),
+        ('log-level = "loud"', ("debug", "warning")),
+        ('[credentials]\nallow = ["pods"]', ("pod-identity", "anonymous")),
+    ):
         with pytest.raises(InvalidConfig) as caught:
             config.load(write(text))
         assert [] == [word for word in words if word not in str(caught.value)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from fuse.errors import InvalidConfig
 from fuse.fetch.limits import RegistryLimits
 from fuse.fetch.settings import FetcherSettings
 from weightless import config, wiring
@@ -32,3 +34,29 @@ def test_limits_reach_the_fetcher_whoever_starts_it(tmp_path: Path) -> None:
         told = msgspec.json.decode(starter.argument(), type=FetcherSettings)
         own = {"registry.example.com": RegistryLimits(connections=3)}
         assert (5, 7_000_000, own) == (told.connections, told.bytes_per_s, told.registries)
+
+
+def test_credentials_reach_the_node_plugin_and_no_command(tmp_path: Path) -> None:
+    """Pods have what [credentials] allows; a person has what docker has."""
+    file = tmp_path / "weightless.toml"
+    file.write_text(f'[credentials]\nallow = ["publish-secret"]\ndocker-config = "{tmp_path}"\n')
+    settings = Settings(cache_path="/c", certs_path=None, config=config.load(file))
+
+    node = wiring.access_reader(settings, local_allowed=False)
+    assert node.credentials is not None
+    assert [True, False] == [node.credentials.allows(rung) for rung in ("publish-secret", "driver-secret")]
+    assert wiring.access_reader(settings).credentials is None
+
+
+@pytest.mark.parametrize(
+    "section",
+    ['docker-config = "/nowhere"', 'provider-config = "/nowhere.yaml"\nprovider-bin-dir = "/nowhere"'],
+)
+def test_what_is_named_and_missing_is_told_at_the_start(tmp_path: Path, section: str) -> None:
+    """Not by the first pod that would have needed it."""
+    file = tmp_path / "weightless.toml"
+    file.write_text(f"[credentials]\n{section}\n")
+    settings = Settings(cache_path="/c", certs_path=None, config=config.load(file))
+
+    with pytest.raises(InvalidConfig, match="/nowhere"):
+        wiring.access_reader(settings, local_allowed=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,8 @@ def run(
         without_resend=without_resend,
     )
     ended = threading.Event()
+    # Children are started by fork and exec; gRPC's own fork handlers are of no use then, and complain. (Asked at import.)
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     with _fetcher_ahead(holder) as taken_over:
         from csi.plugin import NodePlugin, PluginSettings  # takes a while, and so does the fetcher
 

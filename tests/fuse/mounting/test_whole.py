@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fuse.credentials.ladder import Ladder
 from fuse.errors import InvalidReference, NotFound, WeightlessError
 from fuse.filesystem.table import View
 from fuse.mounting.access import AccessReader
@@ -57,7 +58,7 @@ def manager(box: Sandbox) -> Iterator[MountManager]:
     until(lambda: descriptors() <= before, "no descriptor leaked", within_s=5)
 
 
-READER = AccessReader(local_allowed=True, use_node_credentials=False)
+READER = AccessReader(local_allowed=True, credentials=Ladder(allow=("anonymous",)))
 
 
 def _mount(manager: MountManager, box: Sandbox, reference: str, *, prefetch: str = "none", grant: str = "user") -> Path:

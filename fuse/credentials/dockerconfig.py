@@ -1,7 +1,8 @@
 """Credentials as docker keeps them: config.json, its credential helpers, and Kubernetes secrets of the same format.
 
-Used on the privileged side only. A helper is a program that the administrator installed; secrets of pods may name none. No error
-says more than which file, host or helper it was about.
+A helper is a program that the administrator installed; secrets of pods may name none. Keys of `auths` are hosts, or patterns as
+in `matching`. An image is `host[:port]/repository`, or the host alone. No error says more than which file, host or helper it was
+about.
 """
 
 from __future__ import annotations
@@ -10,30 +11,33 @@ import base64
 import binascii
 import os
 import re
-import signal
-import subprocess
+import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from fuse.artifact.reference import DOCKER_HUB
+from fuse.credentials.matching import canonical_host, of_image
+from fuse.credentials.program import ProgramFailed, run
 from fuse.errors import InvalidConfig, InvalidRequest, Unavailable, WeightlessError
 from fuse.registry.access import Credential
 
 HELPER_TIMEOUT_S: Final = 10.0
 DOCKER_HUB_KEY: Final = "https://index.docker.io/v1/"
 DOCKERCONFIGJSON: Final = ".dockerconfigjson"
-_HUB_NAMES: Final = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io"})
+DOCKERCFG: Final = ".dockercfg"
+"""The older form of it, which Kubernetes still makes: what is in `auths`, alone."""
+_NAMES: Final = ("config.json", DOCKERCONFIGJSON)
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NOT_FOUND: Final = "credentials not found in native keychain"
 _IDENTITY_USER: Final = "<token>"
 _MAX_FILE_BYTES: Final = 1024 * 1024
 _FIX_IN_FILE: Final = "log in anew with docker login, or point $DOCKER_CONFIG to another directory"
 _FIX_IN_POD: Final = "make the secret anew: kubectl create secret docker-registry"
+
+_KindT = TypeVar("_KindT")
 
 
 class _Entry(msgspec.Struct):
@@ -64,22 +68,19 @@ class DockerConfig:
         self._content: _Content = content
 
     @classmethod
-    def load(cls, directory: Path | None) -> DockerConfig:
-        """The config.json of a directory; None: of $DOCKER_CONFIG, else ~/.docker. One that does not exist is empty.
+    def load(cls, path: Path | None) -> DockerConfig:
+        """The file at `path`, or in this directory (as `config.json`, or as `.dockerconfigjson`, its name in a mounted secret).
 
-        Raises InvalidConfig.
+        None: in $DOCKER_CONFIG, else in ~/.docker. What does not exist is empty. Raises InvalidConfig.
         """
-        if directory is None:
-            named = os.environ.get("DOCKER_CONFIG")
-            directory = Path(named) if named else Path("~/.docker").expanduser()
-        path = directory / "config.json"
+        path = location(path)
         try:
             with path.open("rb") as file:
                 text = file.read(_MAX_FILE_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             return cls(_Content(), str(path))
         except OSError as error:
-            fix = "let this user read it, or point $DOCKER_CONFIG to another directory"
+            fix = "let this user read it, or point $DOCKER_CONFIG (docker-config on a node) elsewhere"
             raise InvalidConfig(f"cannot be read: {error.strerror}", where=str(path), fix=fix) from None
         content = _parse(text)
         if content is None:
@@ -88,27 +89,28 @@ class DockerConfig:
             )
         return cls(content, str(path))
 
-    def credential(self, host: str) -> Credential | None:
-        """What to show to `host` (`host[:port]`, `docker.io` for Docker Hub); None: nothing.
+    def credential(self, image: str) -> Credential | None:
+        """What to show for an image, in docker's order: a helper for the host, else the global one, else what stands in the file.
 
-        A helper for the host is asked before the global one, both before what stands in the file. Raises InvalidConfig for a
-        helper that does not work, Unavailable for one that takes longer than HELPER_TIMEOUT_S.
+        Raises InvalidConfig for a helper that does not work, Unavailable for one that takes longer than HELPER_TIMEOUT_S.
         """
-        host = _canonical(host)
-        helpers = {_canonical(key): name for key, name in (self._content.cred_helpers or {}).items()}
-        helper = helpers.get(host) or self._content.creds_store
-        if helper:
-            found = _ask_helper(helper, host, self._where)
+        return self.helped(image) or self.stored(image)
+
+    def helped(self, image: str, cancel: threading.Event | None = None) -> Credential | None:
+        """What the helper says that is named for the host, else the global one. Raises as `credential`, and Cancelled."""
+        host = canonical_host(image.partition("/")[0])
+        helpers = self._content.cred_helpers or {}
+        named = of_image(helpers, host)
+        helper = helpers[named[0]] if named else self._content.creds_store
+        return _ask_helper(helper, host, self._where, cancel) if helper else None
+
+    def stored(self, image: str) -> Credential | None:
+        """What stands in the file itself, without asking any helper. Raises InvalidConfig."""
+        auths = self._content.auths or {}
+        for key in of_image(auths, image):
+            found = self._credential_of(auths[key], key)
             if found is not None:
                 return found
-        return self.stored(host)
-
-    def stored(self, host: str) -> Credential | None:
-        """What stands in the file itself, without asking any helper. Raises InvalidConfig."""
-        host = _canonical(host)
-        for key, entry in (self._content.auths or {}).items():
-            if _host_of_key(key) == host:
-                return self._credential_of(entry, key)
         return None
 
     def _credential_of(self, entry: _Entry, key: str) -> Credential | None:
@@ -132,8 +134,18 @@ class DockerConfig:
         return credential if credential != Credential() else None
 
 
+def location(path: Path | None) -> Path:
+    """Where `DockerConfig.load` looks; whether anything is there is another matter."""
+    if path is None:
+        variable = os.environ.get("DOCKER_CONFIG")
+        path = Path(variable) if variable else Path("~/.docker").expanduser()
+    if path.is_file():
+        return path
+    return next((file for name in _NAMES if (file := path / name).exists()), path / _NAMES[0])
+
+
 def from_secrets(secrets: Mapping[str, str], *, registry: str = "") -> Callable[[str], Credential | None]:
-    """The credentials in a Kubernetes secret: `.dockerconfigjson`, or `username` and `password`.
+    """The credentials in a Kubernetes secret, by image: `.dockerconfigjson`, `.dockercfg`, or `username` and `password`.
 
     `username` and `password` name no host: they are for `registry`, or, when that is not given, for every host that is asked
     about.
@@ -141,28 +153,26 @@ def from_secrets(secrets: Mapping[str, str], *, registry: str = "") -> Callable[
     """
     names = sorted(secrets)
     if not names:
-        return lambda _host: None
+        return lambda _image: None
     fix = f"give {DOCKERCONFIGJSON}, or username and password"
-    if DOCKERCONFIGJSON in secrets:
-        content = _parse(secrets[DOCKERCONFIGJSON].encode())
-        if content is None:
-            raise InvalidRequest(
-                "is not a docker config (JSON with auths)", where=f"secret {DOCKERCONFIGJSON}", fix=fix
-            )
-        # Helpers in a pod's secret would be programs that the pod chooses and root runs.
-        config = DockerConfig(_Content(auths=content.auths), f"secret {DOCKERCONFIGJSON}")
-        return _checked(config)
+    for key, parse in ((DOCKERCONFIGJSON, _parse), (DOCKERCFG, _parse_older)):
+        if key in secrets:
+            content = parse(secrets[key].encode())
+            if content is None:
+                raise InvalidRequest("is not a docker config (JSON with auths)", where=f"secret {key}", fix=fix)
+            # Helpers in a pod's secret would be programs that the pod chooses and root runs.
+            return _checked(DockerConfig(_Content(auths=content.auths), f"secret {key}"))
     if not secrets.get("username") or "password" not in secrets:
         raise InvalidRequest(f"no usable key among {', '.join(names)[:200]}", where="secrets", fix=fix)
     credential = Credential(username=secrets["username"], password=secrets["password"])
-    only = _canonical(registry) if registry else ""
-    return lambda host: credential if not only or _canonical(host) == only else None
+    only = canonical_host(registry)
+    return lambda image: credential if not only or canonical_host(image.partition("/")[0]) == only else None
 
 
 def _checked(config: DockerConfig) -> Callable[[str], Credential | None]:
-    def credential(host: str) -> Credential | None:
+    def credential(image: str) -> Credential | None:
         try:
-            return config.stored(host)
+            return config.stored(image)
         except InvalidConfig as error:
             raise InvalidRequest(error.what, where=error.where, fix=_FIX_IN_POD) from None
 
@@ -170,29 +180,25 @@ def _checked(config: DockerConfig) -> Callable[[str], Credential | None]:
 
 
 def _parse(text: bytes) -> _Content | None:
+    return _decoded(text, _Content)
+
+
+def _parse_older(text: bytes) -> _Content | None:
+    auths = _decoded(text, dict[str, _Entry])
+    return None if auths is None else _Content(auths=auths)
+
+
+def _decoded(text: bytes, kind: type[_KindT]) -> _KindT | None:
     if len(text) > _MAX_FILE_BYTES:
         return None
     try:
-        return msgspec.json.decode(text, type=_Content)
+        return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError:
         # Its message could quote a secret.
         return None
 
 
-def _canonical(host: str) -> str:
-    host = _host_of_key(host) or host
-    return DOCKER_HUB if host in _HUB_NAMES else host
-
-
-def _host_of_key(key: str) -> str:
-    """The host of a key of `auths`: bare, or a URL, with the paths that docker writes. Other paths name parts of a registry."""
-    parts = urlsplit(key if "://" in key else f"//{key}")
-    if parts.path.strip("/") not in ("", "v1", "v2"):
-        return ""
-    return DOCKER_HUB if parts.netloc in _HUB_NAMES else parts.netloc
-
-
-def _ask_helper(name: str, host: str, where: str) -> Credential | None:
+def _ask_helper(name: str, host: str, where: str, cancel: threading.Event | None) -> Credential | None:
     """`docker-credential-NAME get`: the host on standard input, JSON on standard output (docker/docker-credential-helpers)."""
     if not _HELPER_NAME.fullmatch(name):
         raise InvalidConfig(
@@ -201,29 +207,14 @@ def _ask_helper(name: str, host: str, where: str) -> Credential | None:
     program = f"docker-credential-{name}"
     asked = DOCKER_HUB_KEY if host == DOCKER_HUB else host
     try:
-        process = subprocess.Popen(
-            [program, "get"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-        )
-    except OSError as error:
-        raise InvalidConfig(
-            f"{program} cannot be started: {error.strerror}", where=where, fix="install it or remove it from the config"
-        ) from None
-    with process:
-        try:
-            output, _ = process.communicate(asked.encode(), timeout=HELPER_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        code, output = run([program, "get"], asked.encode(), limit_s=HELPER_TIMEOUT_S, cancel=cancel)
+    except ProgramFailed as failure:
+        if failure.temporary:
             fix = f"see what it waits for: echo {host} | {program} get"
-            raise Unavailable(f"{program} did not answer within {HELPER_TIMEOUT_S:g} s", where=where, fix=fix) from None
-        finally:
-            # Its whole session: a helper may be a script whose children hold the pipes.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return _helper_credential(program, process.returncode, output, where)
+            raise Unavailable(f"{program} {failure.how}", where=where, fix=fix) from None
+        fix = "install it or remove it from the config"
+        raise InvalidConfig(f"{program} {failure.how}", where=where, fix=fix) from None
+    return _helper_credential(program, code, output, where)
 
 
 def _helper_credential(program: str, code: int, output: bytes, where: str) -> Credential | None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fuse.credentials import dockerconfig
+from fuse.credentials.dockerconfig import DockerConfig, from_secrets
 from fuse.errors import InvalidConfig, InvalidRequest, Unavailable
-from fuse.registry import dockerconfig
 from fuse.registry.access import Credential
-from fuse.registry.dockerconfig import DockerConfig, from_secrets
 
 SECRET = "hunter2"
 
