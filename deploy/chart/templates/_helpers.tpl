@@ -71,7 +71,7 @@ nodeAffinity:
 
 {{- define "weightless.proxyEnv" -}}
 {{- $found := list }}
-{{- range $name, $value := dict "HTTP_PROXY" .Values.proxy.http "HTTPS_PROXY" .Values.proxy.https "NO_PROXY" .Values.proxy.no }}
+{{- range $name, $value := dict "HTTP_PROXY" .Values.proxy.httpProxy "HTTPS_PROXY" .Values.proxy.httpsProxy "NO_PROXY" .Values.proxy.noProxy }}
 {{- if $value }}{{ $found = append $found (dict "name" $name "value" $value) }}{{ end }}
 {{- end }}
 {{- if $found }}{{ toYaml $found }}{{ end }}
