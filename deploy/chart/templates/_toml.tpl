@@ -32,28 +32,45 @@ number to TOML. Call weightless.tomlTable with (list PATH MAP): plain keys first
 {{- end }}
 {{- end }}
 
-{{- /* What this chart decides, over what `config` says. */}}
-{{- define "weightless.config" -}}
-{{- $own := dict "cache-dir" .Values.cache.path }}
+{{- /* What holds for plugin and controller alike, as a map in YAML. */}}
+{{- define "weightless.commonConfig" -}}
+{{- $own := deepCopy .Values.config }}
 {{- with include "weightless.certsDir" . }}{{ $_ := set $own "certs-dir" . }}{{ end }}
+{{- $credentials := dict }}
+{{- with .Values.credentials.allow }}{{ $_ := set $credentials "allow" . }}{{ end }}
+{{- if .Values.credentials.dockerConfigSecret }}{{ $_ := set $credentials "docker-config" "/etc/weightless/docker" }}{{ end }}
+{{- if $credentials }}{{ $_ := set $own "credentials" $credentials }}{{ end }}
+{{- toYaml $own }}
+{{- end }}
+
+{{- /* What this chart decides goes over what `config` says. */}}
+{{- define "weightless.config" -}}
+{{- $own := include "weightless.commonConfig" . | fromYaml }}
+{{- $_ := set $own "cache-dir" .Values.cache.path }}
 {{- $cache := dict "free-space" .Values.cache.freeSpace }}
 {{- with .Values.cache.quota }}{{ $_ := set $cache "quota" . }}{{ end }}
 {{- $_ := set $own "cache" $cache }}
 {{- $node := dict "kubelet-dir" .Values.kubeletDir "state-dir" .Values.stateDir }}
 {{- if .Values.metrics.enabled }}{{ $_ := set $node "metrics-address" (printf ":%d" (int .Values.metrics.port)) }}{{ end }}
 {{- if .Values.keeper.enabled }}{{ $_ := set $node "keeper" (printf "unix://%s/keeper.sock" .Values.keeper.socketDir) }}{{ end }}
+{{- with int .Values.node.maxVolumes }}{{ $_ := set $node "max-volumes" . }}{{ end }}
 {{- $_ := set $own "node" $node }}
 {{- $kubernetes := dict }}
 {{- if not .Values.kubernetes.events }}{{ $_ := set $kubernetes "events" "off" }}{{ end }}
 {{- with .Values.kubernetes.removeTaint }}{{ $_ := set $kubernetes "remove-taint" . }}{{ end }}
 {{- if $kubernetes }}{{ $_ := set $own "kubernetes" $kubernetes }}{{ end }}
-{{- $credentials := dict }}
-{{- with .Values.credentials.allow }}{{ $_ := set $credentials "allow" . }}{{ end }}
-{{- if .Values.credentials.dockerConfigSecret }}{{ $_ := set $credentials "docker-config" "/etc/weightless/docker" }}{{ end }}
 {{- if .Values.credentials.providers.config }}
+{{- $credentials := get $own "credentials" | default dict }}
 {{- $_ := set $credentials "provider-config" "/etc/weightless/providers/config" }}
 {{- $_ := set $credentials "provider-bin-dir" "/etc/weightless/providers/bin" }}
+{{- $_ := set $credentials "provider-user" (int .Values.credentials.providers.user) }}
+{{- $_ := set $own "credentials" $credentials }}
 {{- end }}
-{{- if $credentials }}{{ $_ := set $own "credentials" $credentials }}{{ end }}
-{{- include "weightless.tomlTable" (list "" (mustMergeOverwrite (deepCopy .Values.config) $own)) | trim }}
+{{- include "weightless.tomlTable" (list "" $own) | trim }}
+{{- end }}
+
+{{- /* A controller mounts nothing, and no credential provider is on its node for it. */}}
+{{- define "weightless.controllerConfig" -}}
+{{- $own := omit (include "weightless.commonConfig" . | fromYaml) "fetch" "mount" }}
+{{- include "weightless.tomlTable" (list "" $own) | trim }}
 {{- end }}
