@@ -69,7 +69,9 @@ def test_the_driver_reads_its_configuration(helm: Helm, case: str, tmp_path: Pat
     """What values say arrives in `weightless.config`, which refuses what it does not know."""
     found = _configurations(helm.objects(case), tmp_path)
 
-    assert found["weightless.toml"].node.kubelet_dir == ("/var/lib/k0s/kubelet" if case == "full" else "/var/lib/kubelet")
+    assert found["weightless.toml"].node.kubelet_dir == (
+        "/var/lib/k0s/kubelet" if case == "full" else "/var/lib/kubelet"
+    )
 
 
 @ahead

@@ -74,8 +74,10 @@ def test_every_directory_of_the_node_is_justified(helm: Helm) -> None:
         for settings in (
             (),
             ("registries.nodeCertsDir=/etc/containerd/certs.d",),
-            ("credentials.providers.config=/etc/kubernetes/credential-providers.yaml",
-             "credentials.providers.binDir=/usr/libexec/kubernetes/credential-providers"),
+            (
+                "credentials.providers.config=/etc/kubernetes/credential-providers.yaml",
+                "credentials.providers.binDir=/usr/libexec/kubernetes/credential-providers",
+            ),
         )
         for pod in helm.objects("default", *settings).pods().values()
         for volume in pod["volumes"]
@@ -100,14 +102,13 @@ def test_the_rights_of_the_controller_are_the_least(default: Objects) -> None:
 
 
 def test_the_rights_of_the_plugin_are_what_was_turned_on(helm: Helm, full: Objects, default: Objects) -> None:
-    """Events by default; a taint and ServiceAccounts if asked for; and without any, no token."""
+    """Events by default, a taint if asked for; with neither, no token."""
     events = {("events.k8s.io", "events", ""): "create patch"}
 
     assert _rules(default.one("ClusterRole", "weightless-node")) == events
     assert _rules(full.one("ClusterRole", "weightless-node")) == events | {
         ("storage.k8s.io", "csinodes", ""): "get",
         ("", "nodes", ""): "get patch",
-        ("", "serviceaccounts", ""): "get",
     }
     least = helm.objects("least")
     assert least.of("ClusterRole") == []
