@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 .PHONY: help setup demo test faults image-test check manifests format bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install system packages (apt, where root or sudo is at hand) and the virtual environment in .venv
 	@scripts/setup.sh

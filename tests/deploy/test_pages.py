@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_settings_of_helm_are_known(helm: Helm, page: Path) -> None:
     settings = [
         word
         for line in re.finditer(r"^helm .*$|`--set [^`]*`", text, re.MULTILINE)
-        for before, word in _pairs(shlex.split(line[0].strip("`")))
+        for before, word in pairwise(shlex.split(line[0].strip("`")))
         if before == "--set"
     ]
     settings += [f"{key}={value}" for key, value in re.findall(r"`([a-z]\w*(?:\.\w+)+): ([^`]+)`", text)]
@@ -91,7 +92,3 @@ def test_values_that_pages_name_exist() -> None:
             for part in name.split("."):
                 assert part in found, (page.name, name)
                 found = found[part]
-
-
-def _pairs(words: list[str]) -> list[tuple[str, str]]:
-    return list(zip(words, words[1:], strict=False))
