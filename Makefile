@@ -27,7 +27,7 @@ faults: setup ## Run the fault suite in full: half an hour of kills, upgrades an
 
 image-test: ## Build the image with buildah and run it, some five minutes; needs root, and a Debian mirror
 	@scripts/setup.sh image
-	@$(AS_ROOT) env WEIGHTLESS_IMAGE=build $(BIN)/pytest tests/deploy/test_image.py $(PYTEST_ARGS)
+	@$(AS_ROOT) env WEIGHTLESS_IMAGE=build $(BIN)/pytest -o faulthandler_timeout=0 tests/deploy/test_image.py $(PYTEST_ARGS)
 
 check: setup ## Formatting, lint, types, import rules, generated code and manifests
 	@$(BIN)/ruff format --check .

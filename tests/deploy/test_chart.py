@@ -216,6 +216,17 @@ def test_what_needs_a_custom_resource_is_left_out_without_it(helm: Helm) -> None
     assert helm.objects("default", has=()).of("PodMonitor") == []
 
 
+def test_the_dashboard_is_the_one_of_the_repository(helm: Helm) -> None:
+    """Byte for byte, where Grafana's sidecar looks: the chart has a link to deploy/dashboards."""
+    source = ROOT / "deploy" / "dashboards" / "weightless.json"
+    if not source.exists():
+        pytest.skip("there is no dashboard yet")
+    (found,) = helm.objects("default", "metrics.dashboard.enabled=true").of("ConfigMap", "weightless-dashboard")
+
+    assert msgspec.json.decode(found["data"]["weightless.json"]) == msgspec.json.decode(source.read_bytes())
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
 def test_the_plugin_can_be_told_apart_and_found(full: Objects) -> None:
     """Node network, architecture, proxies, image by digest: what the values said is in the pod."""
     pod = full.pods()["weightless-node"]
