@@ -1,35 +1,41 @@
-# syntax=docker/dockerfile:1
-# The image of the node plugin and of the command line. Two stages: pyfuse3 is a C extension that comes as source, so the first stage
-# has a compiler and headers; the second has only what runs.
-# What the tests run on; others that pyproject.toml allows may be given with --build-arg.
-ARG PYTHON=3.11
-ARG DEBIAN=bookworm
+# The image of plugin, keeper, controller and command line.
+#
+#   docker build --tag registry.example.com/weightless:0.1.0 .
+#
+# Two stages: pyfuse3 is a C extension that comes as source, so the first has a compiler and headers; the second has only what runs.
+# The same source gives the same image, as far as Debian's packages are the same: give BASE by digest (debian:bookworm-slim@sha256:…),
+# and SOURCE_DATE_EPOCH. Python packages are those of uv.lock, compared with its hashes.
+ARG BASE=debian:bookworm-slim
 
-FROM python:${PYTHON}-slim-${DEBIAN} AS build
+FROM ${BASE} AS build
+ARG UV=0.13.9
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends gcc libc6-dev libfuse3-dev pkg-config \
- && rm -rf /var/lib/apt/lists/*
-RUN pip install --no-cache-dir uv
-ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_PROJECT_ENVIRONMENT=/opt/weightless
+ && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev libfuse3-dev pkg-config python3-dev python3-venv
+RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir "uv==${UV}"
+# Byte code that goes by the content of its source: it is the same in every build, and is never written at run time.
+ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_PYTHON=/usr/bin/python3 UV_PROJECT_ENVIRONMENT=/opt/weightless UV_NO_CACHE=1
 WORKDIR /src
 # The dependencies change more seldom than the code: a layer of their own.
 COPY pyproject.toml uv.lock README.md LICENSE ./
-RUN uv sync --locked --no-default-groups --no-install-project
+RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project
 COPY csi csi
 COPY fuse fuse
 COPY weightless weightless
-RUN uv sync --locked --no-default-groups --no-editable
+RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-editable \
+ && python3 -m compileall -q -j 0 --invalidation-mode checked-hash /opt/weightless/lib
 
-FROM python:${PYTHON}-slim-${DEBIAN}
-# fuse3 brings libfuse3 and fusermount3. The mounts themselves are made by the plugin, with mount(2).
+FROM ${BASE}
+# The library, and not fusermount3: mounts are made by the plugin, with mount(2).
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends ca-certificates fuse3 \
- && rm -rf /var/lib/apt/lists/*
+ && apt-get install --yes --no-install-recommends ca-certificates libfuse3-3 python3 \
+ && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/log/apt /var/log/*.log
 COPY --from=build /opt/weightless /opt/weightless
-ENV PATH=/opt/weightless/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/weightless/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 LABEL org.opencontainers.image.title="weightless" \
       org.opencontainers.image.description="Mounts AI models from OCI registries as lazily loaded, read-only volumes" \
       org.opencontainers.image.licenses="Apache-2.0"
-# Root, since the node plugin mounts; it starts the processes that parse and serve foreign bytes as an unprivileged user.
+# Nobody in particular, as the controller is. Plugin and keeper are root (deploy/README.md says why); the plugin starts the processes
+# that parse and serve foreign bytes as users of their own.
+USER 65532:65532
 ENTRYPOINT ["weightless"]
 CMD ["--help"]

@@ -8,10 +8,10 @@ BIN := .venv/bin
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test conformance faults check format bench clean
+.PHONY: help setup demo test conformance faults image-test check manifests format bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install system packages (apt, where root or sudo is at hand) and the virtual environment in .venv
 	@scripts/setup.sh
@@ -28,12 +28,20 @@ conformance: setup ## Run csi-sanity, the real program, and show its report (and
 faults: setup ## Run the fault suite in full: half an hour of kills, upgrades and faults under readers; needs root
 	@$(AS_ROOT) env WEIGHTLESS_FAULTS=full $(BIN)/pytest -o faulthandler_timeout=0 tests/faults $(PYTEST_ARGS)
 
-check: setup ## Formatting, lint, types, import rules, generated code
+image-test: ## Build the image with buildah and run it, some five minutes; needs root, and a Debian mirror
+	@scripts/setup.sh image
+	@$(AS_ROOT) env WEIGHTLESS_IMAGE=build $(BIN)/pytest -o faulthandler_timeout=0 tests/deploy/test_image.py $(PYTEST_ARGS)
+
+check: setup ## Formatting, lint, types, import rules, generated code and manifests
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@proto/check.sh
+	@scripts/render-manifests.sh --check
+
+manifests: ## Render deploy/kubernetes from the chart; builds helm where there is none
+	@scripts/render-manifests.sh
 
 format: setup ## Format the code and apply the safe fixes of the linter
 	@$(BIN)/ruff format .

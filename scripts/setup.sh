@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Makes this machine ready to run, test and develop Weightless: system packages, a virtual environment in .venv, /dev/fuse.
 # Safe to run again, and quick when nothing is to be done. Packages are installed with apt where this is root or sudo is
-# at hand; on other systems they are named, and the script goes on as far as it can. `setup.sh bench` adds what draws the benchmarks.
+# at hand; on other systems they are named, and the script goes on as far as it can. `setup.sh bench` adds what draws the benchmarks,
+# `setup.sh image` what builds the image for its test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf 'setup: %s\n' "$*" >&2; }
+extra=${1:-}
 die() { say "$*"; exit 1; }
 works() { "$@" >/dev/null 2>&1; }
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -52,6 +54,11 @@ missing_to_test() {
   has ip || echo iproute2
   has strace || echo strace
   has curl || echo curl
+  has kubectl || echo kubernetes-client
+  if [ "$extra" = image ]; then
+    has buildah || echo buildah
+    has debootstrap || echo debootstrap
+  fi
 }
 
 apt_install() {
@@ -92,7 +99,7 @@ fi
 
 groups=()
 imports='fuse, pyfuse3'
-if [ "${1:-}" = bench ]; then
+if [ "$extra" = bench ]; then
   groups=(--group bench)
   imports+=', matplotlib'
 fi
