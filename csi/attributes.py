@@ -80,6 +80,12 @@ def parse(context: Mapping[str, str]) -> Attributes:
     )
 
 
+def reference_in(context: Mapping[str, str]) -> str:
+    """What stands there for a reference, checked or not, for who only tells of it; empty where nothing does."""
+    keys = (f"{prefix}reference" for prefix in ("", PREFIX, MODELPACK_PREFIX))
+    return next((context[key] for key in keys if key in context), "")
+
+
 def check_secrets(secrets: Mapping[str, str]) -> dict[str, str]:
     """The secrets that are understood. Raises InvalidRequest for others; their values appear nowhere."""
     unknown = sorted(key for key in secrets if key not in _SECRET_KEYS and not _of_kubernetes(key))

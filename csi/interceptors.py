@@ -1,4 +1,4 @@
-"""What surrounds every call: an identifier, one log line, and no exception but as a status.
+"""What surrounds every call: an identifier, one log line with all that is known of it, and no exception but as a status.
 
 Whatever a handler raises becomes a code of `csi/status.py` and one readable sentence; `status.details` stays empty, as CSI wants
 it. Values of secret fields of the request are cut out of both, whoever put them there: kubelet writes messages into events of
@@ -10,12 +10,15 @@ from __future__ import annotations
 import secrets
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
 import structlog
 
+from csi import facts
+from csi.facts import Fact
 from csi.redaction import clean, secret_values, visible
 from csi.status import code_of
 from fuse.errors import WeightlessError
@@ -35,11 +38,27 @@ _QUIET: Final = frozenset(
 
 _log = structlog.get_logger()
 _Handler = Callable[[Any, grpc.ServicerContext], Any]
-Observe = Callable[[str, str, float], None]
-"""Told of each call that ended: method, code (both by name, of those that the protocol has), seconds."""
 
 
-def _nobody(_method: str, _code: str, _duration_s: float) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One that has ended."""
+
+    method: str
+    """By name, of those that the protocol has, as the code."""
+    code: str
+    duration_s: float
+    request: Any
+    error: WeightlessError | None
+    """What it failed with, if that was foreseen."""
+    message: str
+    """What the caller is told: without secrets."""
+
+
+Observe = Callable[[Call], None]
+
+
+def _nobody(_call: Call) -> None:
     return
 
 
@@ -74,10 +93,12 @@ def guarded(method: str, handler: _Handler, observe: Observe = _nobody) -> _Hand
         remaining = context.time_remaining()
         with structlog.contextvars.bound_contextvars(rpc=rpc):
             code, message, trace = grpc.StatusCode.OK, "", ""
-            response = None
+            response, failure = None, None
             try:
-                response = handler(request, context)
+                with facts.collected() as added:
+                    response = handler(request, context)
             except WeightlessError as error:
+                failure = error
                 code, message = code_of(error), str(error)
             except NotImplementedError:
                 code, message = grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered by this plugin"
@@ -88,8 +109,13 @@ def guarded(method: str, handler: _Handler, observe: Observe = _nobody) -> _Hand
                 trace = f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
             message = clean(message, secret_values(request))
             duration_s = time.monotonic() - started
-            _log_call(method, request, code, message, trace, duration_s, remaining)
-        observe(method, code.name, duration_s)
+            known = facts.of_request(request) | added
+            if failure is not None:
+                known["kind"] = failure.kind
+            _log_call(method, request, code, message, trace, duration_s, remaining, known)
+        observe(
+            Call(method=method, code=code.name, duration_s=duration_s, request=request, error=failure, message=message)
+        )
         if code is not grpc.StatusCode.OK:
             context.abort(code, message)
         return response
@@ -105,11 +131,12 @@ def _log_call(
     trace: str,
     duration_s: float,
     remaining_s: float | None,
+    known: Mapping[str, Fact],
 ) -> None:
     level = "error" if trace else "warning"
     if code is grpc.StatusCode.OK:
         level = "debug" if method in _QUIET else "info"
-    values: dict[str, Any] = {"method": method, "code": code.name, "duration_s": round(duration_s, 4)}
+    values: dict[str, Any] = {"method": method, "code": code.name, "duration_s": round(duration_s, 4), **known}
     if remaining_s is not None and remaining_s < 1e6:
         values["deadline_s"] = round(remaining_s, 1)
     if message:

@@ -54,6 +54,12 @@ class Metrics:
             buckets=_BUCKETS_S,
             registry=self.registry,
         )
+        self._events = Counter(
+            "weightless_events", "Kubernetes Events on pods that were sent.", ("reason",), registry=self.registry
+        )
+        self._events_dropped = Counter(
+            "weightless_events_dropped", "Events that could not be sent.", ("cause",), registry=self.registry
+        )
         Info("weightless_build", "The version that runs.", registry=self.registry).info({"version": __version__})
         if source is not None:
             self.registry.register(_NodeCollector(source, volumes))
@@ -62,6 +68,12 @@ class Metrics:
     def observe_call(self, method: str, code: str, duration_s: float) -> None:
         self._calls.labels(method, code).inc()
         self._durations.labels(method).observe(duration_s)
+
+    def event_sent(self, reason: str) -> None:
+        self._events.labels(reason).inc()
+
+    def event_dropped(self, cause: str) -> None:
+        self._events_dropped.labels(cause).inc()
 
 
 @dataclass(frozen=True, slots=True)

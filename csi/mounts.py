@@ -77,6 +77,8 @@ class Manager(Protocol):
 
     def health(self, mount_id: str) -> Health: ...
 
+    def served_by(self, mount_id: str) -> str: ...
+
     def totals(self) -> HolderTotals: ...
 
     def close(self, *, keep: bool) -> None: ...
@@ -124,6 +126,10 @@ class SharedMounts:
             return self._manager.health(identity)
         except NotFound:
             return Health(state="broken", reason="the file system is not mounted", reason_code=Reason.UNMOUNTED)
+
+    def served_by(self, identity: str) -> str:
+        """ "fuse" or "native", from memory; empty when nothing serves it."""
+        return self._manager.served_by(identity)
 
     def hold(
         self,

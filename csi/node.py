@@ -6,7 +6,7 @@ from typing import Final
 
 import grpc
 
-from csi import requests
+from csi import facts, requests
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc as rpc
 from csi.publisher import Publisher
@@ -14,6 +14,7 @@ from csi.recovery import Mender
 from csi.redaction import clean
 from csi.slots import Slots, waiting_limit_s
 from csi.targets import TargetRules
+from csi.volumes import VolumeRecord
 from fuse.errors import NotFound
 
 _CAPABILITIES: Final = (
@@ -39,12 +40,15 @@ class Node(rpc.NodeServicer):
         wanted = requests.publish(request, self._rules)
         with self._slots.taken():
             self._publisher.publish(wanted, waiting_limit_s(context))
+        self._note(self._publisher.find(wanted.key))
         return pb.NodePublishVolumeResponse()
 
     def NodeUnpublishVolume(  # noqa: N802
         self, request: pb.NodeUnpublishVolumeRequest, context: grpc.ServicerContext
     ) -> pb.NodeUnpublishVolumeResponse:
-        self._publisher.unpublish(requests.unpublish(request, self._rules), waiting_limit_s(context))
+        key = requests.unpublish(request, self._rules)
+        self._note(self._publisher.find(key))
+        self._publisher.unpublish(key, waiting_limit_s(context))
         return pb.NodeUnpublishVolumeResponse()
 
     def NodeGetVolumeStats(  # noqa: N802
@@ -88,3 +92,15 @@ class Node(rpc.NodeServicer):
     ) -> pb.NodeGetInfoResponse:
         del request, context
         return pb.NodeGetInfoResponse(node_id=self._node_id, max_volumes_per_node=self._max_volumes)
+
+    def _note(self, record: VolumeRecord | None) -> None:
+        """For the line that the log has of this call."""
+        if record is not None:
+            facts.add(
+                pod=record.pod,
+                reference=record.reference,
+                digest=record.pinned.rpartition("@")[2],
+                served_by=self._publisher.served_by(record),
+                bytes_total=record.bytes_total,
+                files=record.files,
+            )

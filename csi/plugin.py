@@ -11,7 +11,7 @@ import fcntl
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,8 @@ from csi import mounts
 from csi.controller import Controller
 from csi.exposition import Exposition
 from csi.identity import DRIVER_NAME, Identity
-from csi.interceptors import Guard
+from csi.interceptors import Call, Guard
+from csi.kubernetes.presence import KubernetesSettings, Presence
 from csi.metrics import Metrics
 from csi.mounts import Manager, SharedMounts
 from csi.node import Node
@@ -33,7 +34,7 @@ from csi.recovery import Mender, recover
 from csi.renewal import LOOK_S, Renewals
 from csi.server import Server, is_served, socket_path
 from csi.targets import TargetRules
-from csi.volumes import VolumeRecords
+from csi.volumes import VolumeRecord, VolumeRecords
 from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidConfig
 from fuse.mounting.reasons import Reason
@@ -64,6 +65,7 @@ class PluginSettings:
     """`host:port` or `:port` for Prometheus; None serves no metrics."""
     renewal_look_s: float = LOOK_S
     """How often credentials are looked at that end or change (`csi.renewal`)."""
+    kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
     checkpoint: Callable[[str], None] = lambda _: None
     """Called after every step of a publish or unpublish with its name, for tests."""
 
@@ -103,7 +105,13 @@ class NodePlugin:
         self._exposition = (
             Exposition(settings.metrics_address, self._metrics.registry) if settings.metrics_address else None
         )
-        self._server = Server(self._path, self._register, Guard(self._metrics.observe_call))
+        self._presence = Presence(
+            settings.kubernetes, node=settings.node_id, observer=self._metrics, volumes=self._conditions
+        )
+        self._publisher.on_published = lambda record: self._presence.published(
+            record, self._publisher.served_by(record)
+        )
+        self._server = Server(self._path, self._register, Guard(self._called))
         self._locks = ExitStack()
         self._ready = False
 
@@ -133,6 +141,7 @@ class NodePlugin:
             undo.callback(self._renewals.close)
             self._renewals.start()
             self._server.start()
+            self._presence.start()
             undo.pop_all()
         self._ready = True
         _log.info("plugin_started", socket=str(self._path), volumes=len(self._records.all()))
@@ -145,6 +154,7 @@ class NodePlugin:
             self._provisioner.operations.close(_GRACE_S)
         finished = self._publisher.operations.close(_GRACE_S)
         self._server.stop(_GRACE_S)
+        self._presence.close()
         self._mender.close()
         self._renewals.close()
         if self._exposition is not None:
@@ -161,9 +171,17 @@ class NodePlugin:
                     record, Reason.UNMOUNTED, "the kernel has ended the file system: it was unmounted, or aborted"
                 )
 
+    def _called(self, call: Call) -> None:
+        self._metrics.observe_call(call.method, call.code, call.duration_s)
+        self._presence.called(call)
+
+    def _conditions(self) -> list[tuple[VolumeRecord, Health]]:
+        """Of every published volume, from memory."""
+        published = [record for record in self._records.all() if record.stage == "published"]
+        return [(record, self._mender.health(record)) for record in published]
+
     def _volumes(self) -> list[Health]:
-        """The condition of every published volume."""
-        return [self._mender.health(record) for record in self._records.all() if record.stage == "published"]
+        return [health for _, health in self._conditions()]
 
     def _close_manager(self) -> None:
         self._manager.close(keep=bool(self._records.all()))

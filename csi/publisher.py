@@ -74,6 +74,8 @@ class Publisher:
         self.admissions = Admissions()
         self.on_unfinished: Callable[[VolumeRecord], None] = lambda _: None
         """Called for a record whose undoing failed: somebody should try again."""
+        self.on_published: Callable[[VolumeRecord], None] = lambda _: None
+        """Called for a record whose volume was made just now, not for one that was there."""
 
     # ---- the calls of kubelet ----
 
@@ -123,6 +125,10 @@ class Publisher:
 
     def health(self, record: VolumeRecord) -> Health:
         return self.shared.health(record.identity)
+
+    def served_by(self, record: VolumeRecord) -> str:
+        """ "fuse" or "native", at once; empty when nothing serves it."""
+        return self.shared.served_by(record.identity)
 
     # ---- steps ----
 
@@ -183,12 +189,14 @@ class Publisher:
             self._step(operation, "publish-held")
             mounts.bind(self.shared.path(wanted.identity), target)
             self._step(operation, "publish-bound")
-            self.records.put(msgspec.structs.replace(wanted, stage="published"))
+            published = msgspec.structs.replace(wanted, stage="published")
+            self.records.put(published)
             self._checkpoint("publish-done")
         self.admissions.note(name, given, admission)
         _log.info(
             "volume_admitted", volume_id=wanted.volume_id, pod=wanted.pod, rung=admission.rung, by=admission.source
         )
+        self.on_published(published)
 
     def _unpublish(self, key: VolumeKey) -> None:
         self._checkpoint("unpublish-begun")

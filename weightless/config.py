@@ -37,6 +37,9 @@ max-volumes = 0             # how many volumes the scheduler may give this node;
 [controller]            # of `weightless csi --mode controller`
 endpoint = "unix:///csi/csi.sock"
 metrics-address = ":9808"
+[kubernetes]
+events = "auto"         # or "off": tell the owners of pods what became of their models, where there is an API server
+remove-taint = ""       # a taint that the node loses once kubelet knows the driver, such as "weightless.dev/agent-not-ready"
 [mount]
 without-resend = "wait"    # or "abort": on kernels before 6.9
 native = "auto"            # or "off": serve also what is whole in the cache by FUSE
@@ -49,6 +52,7 @@ misspelt limit that is silently ignored is worse than a refusal. Pure but for th
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,10 +87,15 @@ _CHOICES: Final = {
     "offline-hours": "a number of hours above 0, up to 8760",
     "max-volumes": "a whole number; 0 means no limit",
     **dict.fromkeys(
-        ("cache", "fetch", "registry", "credentials", "node", "controller", "mount"), "a table, as in [cache]"
+        ("cache", "fetch", "registry", "credentials", "node", "controller", "kubernetes", "mount"),
+        "a table, as in [cache]",
     ),
+    "events": "one of auto, off",
 }
 _ELSE: Final = "text in quotes"
+_TAINT: Final = re.compile(
+    r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+)
 ENVIRONMENT: Final = "WEIGHTLESS_CONFIG"
 
 
@@ -174,6 +183,11 @@ class ControllerSection(_Section, frozen=True, kw_only=True, rename="kebab", for
     metrics_address: str | None = None
 
 
+class KubernetesSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    events: Literal["auto", "off"] = "auto"
+    remove_taint: str = ""
+
+
 class MountSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     without_resend: WithoutResend | None = None
     native: Native | None = None
@@ -194,6 +208,7 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
     credentials: CredentialsSection = CredentialsSection()
     node: NodeSection = NodeSection()
     controller: ControllerSection = ControllerSection()
+    kubernetes: KubernetesSection = KubernetesSection()
     mount: MountSection = MountSection()
 
     @property
@@ -207,6 +222,8 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
             _ = self.quota_bytes
         with _within("credentials"):
             self.credentials.check()
+        with _within("kubernetes.remove-taint"):
+            _check_taint(self.kubernetes.remove_taint)
         with _within("fetch"):
             _ = self.fetch.registries
             with _within("max-bandwidth"):
@@ -279,6 +296,13 @@ def _within(key: str) -> Iterator[None]:
         yield
     except InvalidRequest as error:
         raise error.again(where=f"{key}.{error.where}" if error.where else key) from error
+
+
+def _check_taint(key: str) -> None:
+    if key and not _TAINT.fullmatch(key):
+        raise InvalidRequest(
+            f"{key!r:.80} is not the key of a taint", fix='name the key alone: "weightless.dev/agent-not-ready"'
+        )
 
 
 def _check_host(host: str) -> None:

@@ -119,6 +119,10 @@ class Mounts:
             return self.native.status(mount_id).condition
         return self.by_fuse.health(mount_id)
 
+    def served_by(self, mount_id: str) -> str:
+        """As `MountStatus.served_by`, from memory; empty for a mount that is not there."""
+        return "native" if mount_id in self.native else "fuse" if mount_id in self.by_fuse else ""
+
     def totals(self) -> HolderTotals:
         return self.by_fuse.totals()
 

@@ -208,6 +208,9 @@ class FakeManager:
     def health(self, mount_id: str) -> Health:
         return self.status(mount_id).condition
 
+    def served_by(self, mount_id: str) -> str:
+        return "fuse" if mount_id in self.mounts else ""
+
     def totals(self) -> HolderTotals:
         return HolderTotals()
 

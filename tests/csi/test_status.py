@@ -10,12 +10,14 @@ import grpc
 import pytest
 import structlog
 
+from csi import facts
 from csi.interceptors import guarded
 from csi.pb import csi_pb2 as pb
 from csi.redaction import clean, secret_values, visible
 from csi.status import CODES, code_of
 from fuse.errors import Conflict, NotFound, WeightlessError, every_error
-from tests.csi.harness import publish_request
+from tests.csi.fakes import PASSWORD, PRIVATE, FakeManager
+from tests.csi.harness import Place, publish_request, running
 
 CANARY = "canary-8c1f"
 NON_FINAL = {"CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "ABORTED"}
@@ -172,3 +174,34 @@ def test_clean_keeps_what_is_harmless(text: str, shown: str) -> None:
 def test_a_message_is_bounded() -> None:
     """Kubelet writes it into an event."""
     assert len(clean("x" * 100_000)) == 2000
+
+
+@pytest.mark.kernel
+def test_each_call_has_one_line_with_all_that_is_known_of_it(place: Place, manager: FakeManager) -> None:
+    """Volume, pod, reference, digest, by what it is served, how large it is, code and time; of a failure also its kind."""
+    secrets = {"username": "bob", "password": PASSWORD}
+    with running(place, manager) as (_, kubelet), structlog.testing.capture_logs() as logs:
+        kubelet.publish(place.target(), reference=PRIVATE, secrets=secrets)
+        with pytest.raises(grpc.RpcError):
+            kubelet.publish(place.target(volume="b"), volume_id="b", reference=PRIVATE)
+        kubelet.unpublish(place.target())
+    published, refused, unpublished = (line for line in logs if line["event"] == "rpc_finished")
+    known = {"volume_id": "csi-1", "pod": "default/reader", "reference": PRIVATE, "served_by": "fuse", "code": "OK"}
+    known |= {"bytes_total": 4096, "files": 3}
+    for line in (published, unpublished):
+        assert known.items() <= line.items()
+        assert line["digest"].startswith("sha256:")
+        assert line["duration_s"] >= 0
+    known = {"volume_id": "b", "pod": "default/reader", "reference": PRIVATE, "code": "UNAUTHENTICATED"}
+    assert (known | {"kind": "unauthenticated"}).items() <= refused.items()
+    assert PASSWORD not in repr(logs)
+
+
+def test_facts_are_of_one_call() -> None:
+    """What one adds is not in the line of the next, and outside of calls nobody keeps it; references lose their user."""
+    with facts.collected() as first:
+        facts.add(digest="sha256:1", served_by="", files=None)
+        with facts.collected() as inner:
+            facts.add(reference=f"bob:{CANARY}@r/a")
+    facts.add(digest="nobody's")
+    assert (first, inner) == ({"digest": "sha256:1"}, {"reference": "r/a"})

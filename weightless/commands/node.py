@@ -62,6 +62,8 @@ def run(
     # Children are started by fork and exec; gRPC's own fork handlers are of no use then, and complain. (Asked at import.)
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     with _fetcher_ahead(holder) as taken_over:
+        from csi.kubernetes.cluster import in_cluster
+        from csi.kubernetes.presence import KubernetesSettings
         from csi.plugin import NodePlugin, PluginSettings  # takes a while, and so does the fetcher
 
         access = wiring.access_reader(settings, local_allowed=False)
@@ -73,6 +75,11 @@ def run(
             state_dir=state,
             max_volumes=section.max_volumes if max_volumes is None else max_volumes,
             metrics_address=metrics_address or section.metrics_address or None,
+            kubernetes=KubernetesSettings(
+                cluster=in_cluster(),
+                events=settings.config.kubernetes.events == "auto",
+                remove_taint=settings.config.kubernetes.remove_taint,
+            ),
         )
         manager = Mounts(holder)
         plugin = NodePlugin(plugin_settings, manager, _provisioner(manager, access) if with_controller else None)
