@@ -13,6 +13,7 @@ import yaml
 from typer.main import get_command
 
 from csi import attributes
+from csi.kubernetes.events import EventReason
 from fuse.credentials import providerconfig
 from fuse.credentials.given import RUNGS
 from fuse.mounting.reasons import Reason
@@ -140,6 +141,13 @@ def test_every_reason_has_its_section() -> None:
         if name != Reason.UNKNOWN:
             assert "*Pods:*" in page, name
             assert "*Cure:*" in page, name
+
+
+def test_every_event_has_its_row() -> None:
+    """OPERATIONS.md lists what a pod's owner may be told, and nothing else."""
+    text = (ROOT / "docs" / "OPERATIONS.md").read_text()
+    table = text.partition("\n## Events of the pod\n")[2].partition("\n## ")[0]
+    assert [reason.value for reason in EventReason] == re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
 
 
 def test_every_field_of_the_status_is_explained() -> None:

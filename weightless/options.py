@@ -138,9 +138,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return Path(self.certs_path) if self.certs_path else None
 
 
-def settle(given: Given) -> Settings:
-    """Raises InvalidConfig."""
-    config = load(given.config)
+def settle(given: Given, *, without_file: bool = False) -> Settings:
+    """Raises InvalidConfig. `without_file`: as if there was no configuration file."""
+    config = Config() if without_file else load(given.config)
 
     def directory(option: Path | None, configured: str | None) -> Path | None:
         chosen = option or (Path(configured) if configured else None)
@@ -196,8 +196,11 @@ def remember(context: typer.Context, given: Given) -> None:
     context.obj = _State(given.over(earlier))
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Gives `function(settings, …)` the shared options and the error handling of the command line."""
+def command(function: Callable[..., None], *, settling: Callable[[Given], object] = settle) -> Callable[..., None]:
+    """Gives `function(settings, …)` the shared options and the error handling of the command line.
+
+    `settling` makes of the options what the function gets as its settings.
+    """
     shown = inspect.signature(function, eval_str=True)
     parameters = [item for name, item in shown.parameters.items() if name != "settings"]
     shared = list(inspect.signature(Given, eval_str=True).parameters.values())
@@ -210,7 +213,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         remember(context, given)
         merged: Given = context.obj.given
         with_traceback = merged.log_level is not None and merged.log_level.value == "debug"
-        _guarded(lambda: function(settle(merged), **values), with_traceback=with_traceback)
+        _guarded(lambda: function(settling(merged), **values), with_traceback=with_traceback)
 
     run.__signature__ = inspect.Signature([context, *parameters, *shared])  # type: ignore[attr-defined] # typer reads it
     run.__annotations__ = {item.name: item.annotation for item in (context, *parameters, *shared)}

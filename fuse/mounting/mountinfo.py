@@ -36,6 +36,13 @@ class Entry:
     options: tuple[str, ...]
     file_system: str
     source: str
+    propagation: tuple[str, ...] = ()
+    """`shared:N`, `master:N` …; a mount with none of them is private."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether what is mounted in it is seen where it is bound to: in the containers of pods."""
+        return any(field.startswith("shared:") for field in self.propagation)
 
     @property
     def ours(self) -> bool:
@@ -96,6 +103,7 @@ def parse(content: bytes) -> Iterator[Entry]:
                 options=tuple(fields[5].split(",")),
                 file_system=fields[separator + 1],
                 source=_unescape(fields[separator + 2]),
+                propagation=tuple(fields[6:separator]),
             )
         except (ValueError, IndexError):
             continue
