@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter as Count
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, get_args
@@ -19,6 +19,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Info, Proce
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fuse.errors import every_error
+from fuse.fetch import tally
+from fuse.fetch.tally import CacheRoom
 from fuse.mounting.reasons import Reason, State
 from fuse.mounting.status import Health, HolderTotals, MountStatus
 from weightless import __version__
@@ -100,7 +103,10 @@ class _NodeCollector(Collector):
         yield from _conditions("mount", "Mounted file systems", [mount.condition for mount in snapshot.mounts])
         yield _changes(snapshot.totals)
         yield from _sizes(snapshot.mounts)
+        yield _served(snapshot.mounts)
         yield from _sums(snapshot.totals)
+        yield from _counts(snapshot.totals.counts)
+        yield from _cache(snapshot.totals.cache)
         yield from _processes(snapshot)
 
     def _snapshot(self) -> _Snapshot:
@@ -157,6 +163,7 @@ def _sizes(mounts: Sequence[MountStatus]) -> Iterator[Metric]:
 def _sums(totals: HolderTotals) -> Iterator[Metric]:
     for name, help_text, value in (
         ("reads", "Reads that the kernel asked for.", totals.reads),
+        ("reads_at_once", "Reads among them whose bytes were all in the cache.", totals.reads_at_once),
         ("read_bytes", "Bytes given to readers.", totals.bytes_read),
         ("read_wait_seconds", "Time that reads have waited for bytes, all together.", totals.waited_s),
         ("fetched_bytes", "Bytes that came from registries.", totals.bytes_fetched),
@@ -168,6 +175,67 @@ def _sums(totals: HolderTotals) -> Iterator[Metric]:
         yield CounterMetricFamily(f"weightless_{name}", help_text, value=value)
     yield GaugeMetricFamily("weightless_fetcher_up", "Whether the fetcher is connected.", value=totals.fetcher_up)
     yield GaugeMetricFamily("weightless_keeper_up", "Whether the keeper is connected.", value=totals.keeper_up)
+
+
+def _served(mounts: Sequence[MountStatus]) -> Metric:
+    ways = Count(mount.served_by for mount in mounts)
+    gauge = GaugeMetricFamily("weightless_mounts_served", "Mounted file systems, by what serves them.", labels=("by",))
+    for way in ("fuse", "native"):
+        gauge.add_metric((way,), ways[way])
+    return gauge
+
+
+def _counts(counts: Mapping[str, int]) -> Iterator[Metric]:
+    """What the fetcher has counted. Every label is there, mostly at 0."""
+    for name, help_text, label, values in (
+        (
+            "fetched_bytes_by_source",
+            "Bytes that came from registries themselves, and from mirrors; what was thrown away included.",
+            "source",
+            {"registry": tally.FROM_REGISTRY, "mirror": tally.FROM_MIRROR},
+        ),
+        (
+            "fetched_bytes_by_priority",
+            "Bytes that came, by what they were fetched for.",
+            "priority",
+            {"demand": tally.DEMAND, "readahead": tally.READAHEAD, "background": tally.BACKGROUND},
+        ),
+    ):
+        counter = CounterMetricFamily(f"weightless_{name}", help_text, labels=(label,))
+        for value, key in values.items():
+            counter.add_metric((value,), counts.get(key, 0))
+        yield counter
+    failures = CounterMetricFamily(
+        "weightless_registry_failures", "Requests to registries and mirrors that failed.", labels=("source", "kind")
+    )
+    for source in ("registry", "mirror"):
+        for kind in every_error():
+            if count := counts.get(f"{tally.FAILURE}.{source}.{kind}"):
+                failures.add_metric((source, kind), count)
+    yield failures
+    for name, help_text, key in (
+        ("verified_blobs", "Blobs that were whole and matched their digest.", tally.VERIFIED),
+        ("quarantined_blobs", "Blobs that were whole and did not match their digest.", tally.REJECTED),
+        ("wrong_answers", "Answers whose bytes were not those of the digest or chunk asked for.", tally.WRONG),
+        ("damaged_blocks", "Blocks that the cache's disk gave back damaged; fetched anew.", tally.DAMAGED),
+        ("evicted_blobs", "Blobs that made room for others.", tally.EVICTED),
+        ("evicted_bytes", "Their size.", tally.EVICTED_BYTES),
+    ):
+        yield CounterMetricFamily(f"weightless_{name}", help_text, value=counts.get(key, 0))
+
+
+def _cache(room: CacheRoom | None) -> Iterator[Metric]:
+    """Nothing before the fetcher has told, nor while its disk cannot be asked."""
+    for name, help_text, field in (
+        ("used_bytes", "What the cache takes on its disk.", "used_bytes"),
+        ("quota_bytes", "What it may take; 0: what the disk has.", "quota_bytes"),
+        ("disk_size_bytes", "Size of its disk.", "disk_bytes"),
+        ("disk_free_bytes", "Free space of its disk.", "disk_free_bytes"),
+    ):
+        gauge = GaugeMetricFamily(f"weightless_cache_{name}", help_text, labels=())
+        if room is not None:
+            gauge.add_metric((), getattr(room, field))
+        yield gauge
 
 
 def _processes(snapshot: _Snapshot) -> Iterator[Metric]:

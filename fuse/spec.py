@@ -149,6 +149,8 @@ class Report(_Message, frozen=True, kw_only=True, tag="report"):
     waited_s: float
     """Sum of the time that reads have waited."""
     open_files: int
+    at_once: int = 0
+    """Reads among them whose bytes were all there: for which nobody waited."""
 
 
 class Condition(_Message, frozen=True, kw_only=True, tag="condition"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -174,6 +175,31 @@ def test_alerts_name_metrics_and_reasons_that_exist() -> None:
     }
     assert reasons <= set(Reason)
     assert "## What to alert on" in operations
+
+
+def test_the_dashboard_shows_metrics_that_exist_and_nearly_all() -> None:
+    """Each expression names what metrics.md has, and asks for the nodes that were chosen; each panel has a place of its own."""
+    dashboard = json.loads((ROOT / "deploy" / "dashboards" / "weightless.json").read_text())
+    documented = set(re.findall(r"^\| `(\w+)` ", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    asked = {
+        name.removesuffix("_bucket") for text in expressions for name in re.findall(r"(?:weightless|process)_\w+", text)
+    }
+    assert asked <= documented
+    assert {name for name in documented - asked if name.startswith("weightless_")} == set()
+    for text in expressions:
+        assert text.count('instance=~"$instance"') >= 1
+        assert text.count("(") == text.count(")")
+    assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "instance"}
+    cells = [
+        (x, y)
+        for panel in dashboard["panels"]
+        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
+        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
+    ]
+    assert len(cells) == len(set(cells))
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
 def _volumes(document: dict[str, Any]) -> list[dict[str, Any]]:

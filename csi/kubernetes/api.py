@@ -1,6 +1,6 @@
 """The API server, reached as any pod reaches it: over TLS, with the token of the pod's ServiceAccount.
 
-Three kinds of requests do not need a Kubernetes client: httpx, which the program has anyway, takes a fifth of the memory of the
+Three kinds of requests do not need a Kubernetes client: httpx, which the program has anyway, takes a third of the memory of the
 smallest of them. The token is read anew for each request, since kubelet exchanges the file every hour; the certificate of the
 cluster whenever a connection could not be made. Answers become values or our own errors, whose texts are short and clean. One
 thread at a time.

@@ -46,7 +46,7 @@ class Presence:
         settings = self._settings
         if settings.cluster is None or not (settings.events or settings.remove_taint):
             return
-        from csi.kubernetes.api import ApiServer  # 5 MB
+        from csi.kubernetes.api import ApiServer  # 4 MB
 
         if settings.events:
             recorder = Recorder(

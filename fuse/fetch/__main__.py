@@ -30,7 +30,7 @@ from fuse import logs, wire
 from fuse.cache.store import CacheStore, examine
 from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidRequest, Missing, WeightlessError
-from fuse.fetch import protocol
+from fuse.fetch import protocol, tally
 from fuse.fetch.engine import Engine
 from fuse.fetch.privileges import confine, drop, give_directory
 from fuse.fetch.proofs import Proofs
@@ -38,6 +38,7 @@ from fuse.fetch.server import Connection
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.transfer import Lanes
 from fuse.fetch.verify import Verifier
+from fuse.registry.access import Endpoint
 from fuse.registry.transport import Transport
 
 LOCK_NAME: Final = "fetcher.lock"
@@ -58,6 +59,7 @@ class Process:
         self._administrators = administrators
         self._transport = Transport()
         self._engine = Engine(CacheStore(Path()), settings)
+        self._transport.health.on_failure = self._failed
         self._proofs = Proofs(self._engine.shelf.store.objects, Path("objects"))
         self._verifier = Verifier(self._engine)
         self._lanes = Lanes(self._engine)
@@ -122,6 +124,9 @@ class Process:
             self._connections.discard(connection)
         with suppress(BlockingIOError):
             self._wake_send.send(b"\0")
+
+    def _failed(self, endpoint: Endpoint, kind: str) -> None:
+        self._engine.tally.add(f"{tally.FAILURE}.{'registry' if endpoint.origin else 'mirror'}.{kind}")
 
     def _cache_gone(self) -> None:
         _log.error("cache_directory_gone")  # whoever needs us starts another fetcher, in a new directory

@@ -19,7 +19,7 @@ from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, block_length
 from fuse.cache.store import BlobKey, CacheStore
 from fuse.errors import Unavailable, WeightlessError
-from fuse.fetch import protocol, proving
+from fuse.fetch import protocol, proving, tally
 from fuse.fetch.blobs import BlobState, Grant, Source, WrongBytes
 from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver, send_loan
@@ -28,6 +28,7 @@ from fuse.fetch.queue import Priority, Run
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.shares import Shares
 from fuse.fetch.shelf import Shelf
+from fuse.fetch.tally import Tally
 from fuse.fetch.trouble import back_off, end_trouble, fail
 from fuse.registry.health import Later
 
@@ -35,6 +36,11 @@ PRIORITIES: Final = {
     "demand": Priority.DEMAND,
     "readahead": Priority.READAHEAD,
     "background": Priority.BACKGROUND,
+}
+_COUNTED: Final = {
+    Priority.DEMAND: tally.DEMAND,
+    Priority.READAHEAD: tally.READAHEAD,
+    Priority.BACKGROUND: tally.BACKGROUND,
 }
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +52,8 @@ class Engine:
         shares = Shares(settings.lanes(settings.connections), settings.own_lanes)
         self.dispatch: Final = Dispatcher(settings.lanes(settings.most_connections).general, shares)
         self.lock: Final = self.dispatch.lock
-        self.shelf: Final = Shelf(store, settings.limits, self.dispatch)
+        self.tally: Final = Tally()
+        self.shelf: Final = Shelf(store, settings.limits, self.dispatch, self.tally)
         self._queue = self.dispatch.queue
         self._mounts: set[Mount] = set()
         self._fetched_bytes = 0
@@ -170,9 +177,17 @@ class Engine:
     def progress(self, mount: Mount, request_id: int) -> protocol.MountProgress:
         for blob in mount.distinct:
             self.shelf.prepare(blob, make=False)
+        totals = self.totals()
         with self.lock:
-            totals = protocol.FetcherTotals(bytes_fetched=self._fetched_bytes, requests=self._requests)
             return progress_of(mount, request_id, trouble=self._cache_trouble, totals=totals)
+
+    def totals(self) -> protocol.FetcherTotals:
+        return protocol.FetcherTotals(
+            bytes_fetched=self._fetched_bytes,
+            requests=self._requests,
+            counts=self.tally.counts(),
+            cache=self.shelf.space.room(),
+        )
 
     # ---- ports ----
 
@@ -342,6 +357,7 @@ class Engine:
                 if fetched:
                     blob.meter.add(length, now)
                     self._fetched_bytes += length
+                    self.tally.add(_COUNTED[run.priority], length)
                 if block == blob.hashed_blocks:
                     self.shelf.on_hashable(blob)
             if blob.blocks_cached == blob.blocks:
@@ -374,6 +390,7 @@ class Engine:
                 self._queue.arrived(run, block)
             blob.meter.add(len(content), time.monotonic())
             self._fetched_bytes += len(content)
+            self.tally.add(_COUNTED[run.priority], len(content))
             waiters = blob.waiters.pop(block, {})
             self._came_locked(blob, outbox)
         deliver(outbox)
@@ -468,6 +485,7 @@ class Engine:
         """Bytes came that are not the blob's: from a mirror, which is not asked again, or from the registry itself."""
         blob = run.blob
         error = found.error
+        self.tally.add(tally.WRONG)
         if not found.origin:
             with self.lock:
                 blob.distrusted.add(found.endpoint)

@@ -16,14 +16,17 @@ import msgspec
 
 from fuse.artifact.profile import Runs
 from fuse.errors import Fault
+from fuse.fetch.tally import CacheRoom
 from fuse.filesystem.table import View
 from fuse.registry.access import Access
 
-VERSION: Final = 2
+VERSION: Final = 3
 NEEDS: Final = 1
 """The oldest peer, holder or fetcher, that this version can speak with (docs/ARCHITECTURE.md, Versions)."""
 PROFILES_SINCE: Final = 2
 """The version that knows `FindProfile`, and in sessions `Order` and `Learned`."""
+COUNTS_SINCE: Final = 3
+"""The version that answers `Progress` without a mount, and counts more than bytes and requests."""
 SOCKET_NAME: Final = "fetcher.sock"
 LOCK_NAME: Final = "fetcher.lock"
 BLOCK_BYTES: Final = 1024 * 1024
@@ -99,6 +102,7 @@ class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
 
     id: int
     mount: str
+    """Empty: of none, and nothing is wanted but the fetcher's totals."""
 
 
 class CacheList(_Message, frozen=True, kw_only=True, tag="cache_list"):
@@ -223,6 +227,10 @@ class FetcherTotals(msgspec.Struct, frozen=True, kw_only=True):
 
     bytes_fetched: int = 0
     requests: int = 0
+    counts: dict[str, int] = {}
+    """By the names of `fuse.fetch.tally`; what is not counted yet is not there."""
+    cache: CacheRoom | None = None
+    """None where the disk could not be asked."""
 
 
 class MountProgress(_Message, frozen=True, kw_only=True, tag="mount_progress"):

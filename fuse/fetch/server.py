@@ -155,6 +155,17 @@ class Connection(threading.Thread):
             case protocol.FindProfile():
                 self._find_profile(message)
                 return None
+            case protocol.Progress(mount=""):
+                return protocol.MountProgress(
+                    id=message.id,
+                    bytes_cached=0,
+                    bytes_total=0,
+                    bytes_fetched=0,
+                    requests=0,
+                    rate_bytes_per_s=0.0,
+                    verified_blobs=0,
+                    totals=self._engine.totals(),
+                )
             case protocol.Progress():
                 return self._engine.progress(self._mount(message.mount).mount, message.id)
             case protocol.Cancel():

@@ -19,20 +19,23 @@ from fuse.cache.quota import Limits
 from fuse.cache.store import BlobKey, CacheStore
 from fuse.errors import Corrupt
 from fuse.fetch import protocol, proving
+from fuse.fetch import tally as names
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.mounts import Outbox, deliver
 from fuse.fetch.progress import FULL
 from fuse.fetch.space import Space
+from fuse.fetch.tally import Tally
 from fuse.fetch.trouble import end_trouble
 
 _log = structlog.get_logger(__name__)
 
 
 class Shelf:
-    def __init__(self, store: CacheStore, limits: Limits, dispatch: Dispatcher) -> None:
+    def __init__(self, store: CacheStore, limits: Limits, dispatch: Dispatcher, tally: Tally) -> None:
         self.store: Final = store
-        self.space: Final = Space(store, limits, self._pinned)
+        self._tally = tally
+        self.space: Final = Space(store, limits, self._pinned, tally)
         self.pins: Final = Pins(store.objects)
         self.lock: Final = dispatch.lock
         self._dispatch = dispatch
@@ -164,6 +167,7 @@ class Shelf:
             if not writer.index[block]:
                 return True
             blob.losses += 1
+            self._tally.add(names.DAMAGED)
             _log.warning("block_damaged", digest=str(blob.digest), block=block)
             writer.index.forget(block)
             writer.index.clear_flags(COMPLETE | VERIFIED)
@@ -202,6 +206,7 @@ class Shelf:
             told, blob.awaiting_whole = blob.awaiting_whole, {}
         writer.record_flags()
         deliver([(port, protocol.Ready(blob=number, first=0, count=0)) for port, number in told])
+        self._tally.add(names.VERIFIED)
         _log.info("blob_verified", digest=str(blob.digest), size=blob.size)
         return True
 
@@ -239,6 +244,7 @@ class Shelf:
                     )
             writer.record_flags()
             self.store.quarantine(blob.key)
+        self._tally.add(names.REJECTED)
         _log.error("blob_quarantined", digest=str(blob.digest), size=blob.size)
         self.forget_index(blob)
         deliver(outbox)

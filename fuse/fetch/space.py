@@ -14,13 +14,18 @@ import structlog
 
 from fuse.cache.quota import Limits, shortage, victims
 from fuse.cache.store import CacheStore
+from fuse.fetch import tally as names
+from fuse.fetch.tally import CacheRoom, Tally
 
 _log = structlog.get_logger(__name__)
 
 
 class Space:
-    def __init__(self, store: CacheStore, limits: Limits, pinned: Callable[[], frozenset[str]]) -> None:
+    def __init__(
+        self, store: CacheStore, limits: Limits, pinned: Callable[[], frozenset[str]], tally: Tally | None = None
+    ) -> None:
         """`pinned`: the names (`str(BlobKey)`) that must stay; asked while `lock` is held."""
+        self._tally = tally or Tally()
         self._store = store
         self._limits = limits
         self._pinned = pinned
@@ -32,6 +37,19 @@ class Space:
     @property
     def used_bytes(self) -> int:
         return self._used_bytes
+
+    def room(self) -> CacheRoom | None:
+        """For whoever is to be told; None when the disk cannot be asked."""
+        try:
+            disk = self._store.disk()
+        except OSError:
+            return None
+        return CacheRoom(
+            used_bytes=self._used_bytes,
+            quota_bytes=self._limits.quota_bytes,
+            disk_bytes=disk.total_bytes,
+            disk_free_bytes=disk.free_bytes,
+        )
 
     def reserve(self, wanted_bytes: int, *, least: int) -> int:
         """Takes room for `wanted_bytes`, evicting what nobody uses if need be.
@@ -79,6 +97,8 @@ class Space:
         chosen = victims(candidates, shortage_bytes)
         for candidate in chosen:
             self._store.evict(candidate)
+            self._tally.add(names.EVICTED)
+            self._tally.add(names.EVICTED_BYTES, candidate.disk_bytes)
             _log.info("blob_evicted", blob=candidate.name, disk_bytes=candidate.disk_bytes)
         if chosen:
             gone = {candidate.name for candidate in chosen}

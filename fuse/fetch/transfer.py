@@ -21,6 +21,7 @@ import structlog
 from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests
 from fuse.cache.index import BLOCK_BYTES, block_length, entry_of
 from fuse.errors import InvalidArtifact, Unavailable, WeightlessError
+from fuse.fetch import tally
 from fuse.fetch.bandwidth import Bandwidth
 from fuse.fetch.blobs import CHUNK_BLOCKS, BlobState, Grant, Stream, WrongBytes
 from fuse.fetch.engine import Engine
@@ -365,6 +366,7 @@ class _Lane(threading.Thread):
             if not count:
                 raise Unavailable(f"{stream.source} ended its answer early")
             got += count
+        self._engine.tally.add(tally.FROM_REGISTRY if stream.origin else tally.FROM_MIRROR, length)
         self._last_byte = time.monotonic()
 
 

@@ -110,6 +110,11 @@ class Connection:
         return self._gone
 
     @property
+    def counts(self) -> bool:
+        """Whether `question("")` is answered, with what the fetcher has counted."""
+        return self._version >= protocol.COUNTS_SINCE
+
+    @property
     def silent(self) -> bool:
         """Whether a `ping` is unanswered."""
         with self._lock:
@@ -171,6 +176,8 @@ class Connection:
 
     def question(self, mount: str) -> Question | None:
         """Asks for the progress of a mount; None when the fetcher is gone, or has not answered what it was asked before.
+
+        Of no mount (an empty name): for what it has counted, if it `counts`.
 
         A fetcher that hangs is not flooded: its socket would fill, and whoever writes to it would hang as well.
         """

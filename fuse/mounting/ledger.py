@@ -9,13 +9,15 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field, fields
 
-from fuse.fetch.protocol import MountProgress
+from fuse.fetch.protocol import FetcherTotals, MountProgress
+from fuse.fetch.tally import CacheRoom
 from fuse.spec import Report
 
 
 @dataclass(slots=True)
 class Sums:
     reads: int = 0
+    at_once: int = 0
     bytes_read: int = 0
     waited_s: float = 0.0
     bytes_fetched: int = 0
@@ -59,10 +61,14 @@ class Ledger:
         self._lock = threading.Lock()
         self._mounts: dict[str, _Account] = {}
         self._all = _Account()
+        self._counts: dict[str, int] = {}
+        self._counted: tuple[object, dict[str, int]] = None, {}
+        self.cache: CacheRoom | None = None
+        """As the fetcher said last."""
 
     def worker_said(self, mount_id: str, worker: object, report: Report) -> None:
         """`worker` and `fetcher` below: whatever is equal for the same process, and for no other."""
-        said = Sums(reads=report.reads, bytes_read=report.bytes_read, waited_s=report.waited_s)
+        said = Sums(reads=report.reads, at_once=report.at_once, bytes_read=report.bytes_read, waited_s=report.waited_s)
         with self._lock:
             self._all.sums.add(self._account(mount_id).take("worker", worker, said))
 
@@ -74,8 +80,26 @@ class Ledger:
             if totals is None:
                 self._all.sums.add(grown)  # an older fetcher: what mounts share counts for each
             else:
-                said = Sums(bytes_fetched=totals.bytes_fetched, requests=totals.requests)
-                self._all.take("fetcher", fetcher, said)
+                self._take_totals(fetcher, totals)
+
+    def fetcher_counted(self, fetcher: object, totals: FetcherTotals) -> None:
+        """What it has done for all of its users."""
+        with self._lock:
+            self._take_totals(fetcher, totals)
+
+    def _take_totals(self, fetcher: object, totals: FetcherTotals) -> None:
+        said = Sums(bytes_fetched=totals.bytes_fetched, requests=totals.requests)
+        self._all.take("fetcher", fetcher, said)
+        last, before = self._counted
+        if last != fetcher:
+            before = {}
+        for name, count in totals.counts.items():
+            grown = max(0, count - before.get(name, 0))
+            self._counts[name] = self._counts.get(name, 0) + grown
+        # Answers of one process may overtake each other.
+        merged = {name: max(count, before.get(name, 0)) for name, count in totals.counts.items()}
+        self._counted = fetcher, before | merged
+        self.cache = totals.cache
 
     def restarted(self, mount_id: str, count: int) -> None:
         """How often the mount's worker was replaced, by this holder."""
@@ -89,6 +113,11 @@ class Ledger:
     def all(self) -> Sums:
         with self._lock:
             return self._copy(self._all.sums)
+
+    def counts(self) -> dict[str, int]:
+        """By the names of `fuse.fetch.tally`."""
+        with self._lock:
+            return dict(self._counts)
 
     def forget(self, mount_id: str) -> None:
         """The mount has ended; what it counted stays in the sum of all."""

@@ -317,6 +317,9 @@ class MountManager:
             keeper_up=not keeping.away_since,
             fetcher_up=fetcher.pid is not None,
             changes=self._chronicle.changes(),
+            reads_at_once=sums.at_once,
+            counts=ledger.counts(),
+            cache=ledger.cache,
         )
 
     def __contains__(self, mount_id: str) -> bool:

@@ -45,6 +45,8 @@ def describe(mounts: Sequence[Mount], around: Surroundings) -> list[MountStatus]
     for worker in [mount.worker for mount in mounts]:
         if worker is not None:
             worker.ask()
+    fetcher = around.fetcher.current
+    own = fetcher.question("") if fetcher is not None and fetcher.counts else None
     connections = [mount.attached_to for mount in mounts]
     questions = [
         connection.question(mount.id) if connection is not None else None
@@ -55,6 +57,8 @@ def describe(mounts: Sequence[Mount], around: Surroundings) -> list[MountStatus]
         if progress is not None and connection is not None:
             mount.progress = progress
             around.ledger.fetcher_said(mount.id, connection.pid, progress)
+    if own is not None and (said := own.wait_answer(deadline)) is not None and said.totals is not None and fetcher:
+        around.ledger.fetcher_counted(fetcher.pid, said.totals)
     table = MountTable.read()
     return [_describe(mount, table, around, deadline) for mount in mounts]
 

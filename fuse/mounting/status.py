@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from fuse.fetch.tally import CacheRoom
 from fuse.mounting.reasons import State, consequence, known
 
 
@@ -115,3 +116,9 @@ class HolderTotals(msgspec.Struct, frozen=True, kw_only=True):
     fetcher_up: bool = True
     changes: dict[tuple[str, str], int] = {}
     """How often mounts came into a state, by state and reason code."""
+    reads_at_once: int = 0
+    """Reads whose bytes were all there."""
+    counts: dict[str, int] = {}
+    """Of the fetcher, by the names of `fuse.fetch.tally`."""
+    cache: CacheRoom | None = None
+    """As the fetcher said last."""

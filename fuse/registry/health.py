@@ -54,6 +54,8 @@ class Health:
         self._lock = threading.Lock()
         self._troubles: dict[str, _Trouble] = {}
         self._detours = Bucket(DETOURS_PER_S, DETOURS_PER_S, clock())
+        self.on_failure: Callable[[Endpoint, str], None] = lambda _endpoint, _kind: None
+        """Told of each attempt that failed, with the kind of its error: for who counts."""
 
     def may_ask(self, endpoint: Endpoint) -> bool:
         """False for a mirror in trouble. Whoever is the first to hear True after a pause tries it for all the others."""
@@ -90,14 +92,20 @@ class Health:
 
     def note(self, endpoint: Endpoint, error: WeightlessError) -> None:
         """What an attempt ended with."""
+        self.on_failure(endpoint, error.kind)
         if not isinstance(error, Unavailable):
             self.note_success(endpoint)  # it answers, and does not have it
         elif error.answered and not endpoint.origin:
             self._note_crowd(endpoint, error.retry_after_s)
         else:
-            self.note_failure(endpoint)
+            self._pause(endpoint)
 
     def note_failure(self, endpoint: Endpoint) -> None:
+        """An answer broke off."""
+        self.on_failure(endpoint, Unavailable.kind)
+        self._pause(endpoint)
+
+    def _pause(self, endpoint: Endpoint) -> None:
         if not endpoint.origin:
             with self._lock:
                 self._troubles[endpoint.url] = _Trouble(self._clock() + MIRROR_PAUSE_S)

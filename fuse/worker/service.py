@@ -143,6 +143,7 @@ class Worker:
                     waiting=counters.waiting,
                     waited_s=counters.waited_s,
                     open_files=self._operations.open_files,
+                    at_once=counters.at_once,
                 )
                 await self._send(control, report)
             case spec.NewSession() if fds:

@@ -135,6 +135,15 @@ def test_a_token_that_was_exchanged_is_used_at_once(api: FakeApiServer) -> None:
         assert server.get("/api/v1/nodes/node-a")["metadata"]["name"] == "node-a"
 
 
+def test_no_proxy_is_asked_for_the_clusters_own_address(api: FakeApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment's are for registries."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with closing(ApiServer(api.cluster)) as server:
+        server.get("/api/v1/nodes/node-a")
+
+
 @pytest.mark.parametrize(
     ("fault", "error"), [(0, Unavailable), (503, Unavailable), (429, Unavailable), (403, Forbidden), (404, NotFound),
                          (409, Conflict), (422, InvalidRequest), (302, InvalidRequest)],
@@ -205,6 +214,17 @@ def test_a_repetition_is_a_series_and_a_new_event_once_the_first_is_gone(api: Fa
         until(lambda: len(counts.sent) == 3, "events are sent")
     (only,) = api.events.values()
     assert "series" not in only
+
+
+def test_an_event_whose_answer_was_lost_is_told_once(api: FakeApiServer) -> None:
+    """It is made, the connection ends, and it is tried again: the API server has it already."""
+    counts = Counts()
+    api.faults.append(FakeApiServer.LOSE_ANSWER)
+    with closing(recorder(api, counts)) as telling:
+        telling.tell(event())
+        until(lambda: counts.sent, "it is sent")
+    assert len(api.events) == 1
+    assert counts.dropped == []
 
 
 def test_events_outlive_an_outage_of_the_api_server(api: FakeApiServer) -> None:

@@ -16,6 +16,7 @@ from csi.exposition import Exposition, parse_address
 from csi.metrics import Metrics
 from csi.plugin import NodePlugin
 from fuse.errors import InvalidConfig
+from fuse.fetch.tally import CacheRoom
 from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health, HolderTotals, MountStatus
 from tests.csi.fakes import PASSWORD, PRIVATE, FakeManager
@@ -37,7 +38,15 @@ class Source:
         return self.mounts
 
     def totals(self) -> HolderTotals:
-        return HolderTotals(reads=7, waited_s=1.5, keeper_up=False, changes={("degraded", "cache_full"): 3})
+        return HolderTotals(
+            reads=7,
+            reads_at_once=5,
+            waited_s=1.5,
+            keeper_up=False,
+            changes={("degraded", "cache_full"): 3},
+            counts={"bytes_from_mirror": 4, "failures.mirror.unavailable": 2, "failures.mirror.canary": 1},
+            cache=CacheRoom(used_bytes=1, quota_bytes=0, disk_bytes=9, disk_free_bytes=8),
+        )
 
 
 def mount(condition: Health, **values: int) -> MountStatus:
@@ -125,6 +134,12 @@ def test_states_and_reasons_are_counted() -> None:
     assert found.value("weightless_reads_total") == 7
     assert found.value("weightless_read_wait_seconds_total") == 1.5
     assert found.value("weightless_keeper_up") == 0
+    assert found.value("weightless_reads_at_once_total") == 5
+    assert found.of("weightless_mounts_served", "by") == {"fuse": 3, "native": 0}
+    assert found.of("weightless_fetched_bytes_by_source_total", "source") == {"registry": 0, "mirror": 4}
+    (failures,) = found.samples("weightless_registry_failures_total")
+    assert (failures.labels, failures.value) == ({"source": "mirror", "kind": "unavailable"}, 2)
+    assert (found.value("weightless_cache_disk_size_bytes"), found.value("weightless_cache_disk_free_bytes")) == (9, 8)
     assert found.value("weightless_mount_condition_changes_total", state="degraded", reason="cache_full") == 3
     assert "canary" not in found.text
 

@@ -123,6 +123,11 @@ def test_a_registry_that_is_away_is_seen_and_healed(seen: Seen, registry: Faulty
     assert found.value("weightless_read_wait_seconds_total") > 0
     assert found.value("weightless_fetched_bytes_total") > 0
     assert found.value("weightless_mount_condition_changes_total", state="degraded", reason=Reason.REGISTRY_UNAVAILABLE)
+    assert found.value("weightless_registry_failures_total", source="registry", kind="unavailable") > 0
+    assert found.value("weightless_fetched_bytes_by_source_total", source="registry") > 0
+    assert found.value("weightless_fetched_bytes_by_priority_total", priority="demand") > 0
+    assert found.value("weightless_reads_at_once_total") < found.value("weightless_reads_total")
+    until(lambda: seen.scrape().value("weightless_cache_used_bytes") > 0, "what is in the cache is counted")
 
 
 def test_a_registry_that_refuses_is_broken(seen: Seen, registry: FaultyRegistry) -> None:
@@ -139,6 +144,7 @@ def test_a_corrupt_blob_is_broken(seen: Seen, registry: FaultyRegistry) -> None:
     with pytest.raises(OSError):
         (seen.target / "tokenizer/merges.txt").read_bytes()
     seen.wait_condition("broken", Reason.CORRUPT_BLOB)
+    assert seen.scrape().value("weightless_wrong_answers_total") > 0
 
 
 def test_a_worker_that_keeps_dying_is_seen(seen: Seen) -> None:

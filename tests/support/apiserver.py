@@ -1,7 +1,7 @@
 """Kubernetes' API server, as much of it as the node plugin asks: TLS, tokens, events, a node and its CSINode.
 
 It checks what the real one checks of an event, and applies patches as the standards say. `faults` holds statuses for the next
-requests; 0 hangs up.
+requests; 0 hangs up at once.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ class ApiError(Exception):
 
 class FakeApiServer:
     """A context manager; `cluster` is what the plugin is given."""
+
+    LOSE_ANSWER: ClassVar = -1
+    """A fault: the request is served, and nobody hears of it."""
 
     def __init__(self, directory: Path) -> None:
         authority = trustme.CA()
@@ -164,13 +167,16 @@ class _Handler(BaseHTTPRequestHandler):
             except ApiError as error:
                 status, answer = error.status, {"kind": "Status", "message": str(error), "code": error.status}
             text = json.dumps(answer).encode()
+        if fault == FakeApiServer.LOSE_ANSWER:
+            self.close_connection = True
+            return
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
 
     def _check(self, fault: int | None) -> None:
-        if fault is not None:
+        if fault is not None and fault != FakeApiServer.LOSE_ANSWER:
             raise ApiError(fault, "so it was asked\x1b[31m for")
         if self.headers.get("Authorization", "").removeprefix("Bearer ") not in self.api.accepted:
             raise ApiError(401, "Unauthorized")

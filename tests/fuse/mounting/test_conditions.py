@@ -10,6 +10,7 @@ import pytest
 
 from fuse.errors import MountFailed, Unavailable, WeightlessError, every_error
 from fuse.fetch.protocol import FetcherTotals, MountProgress
+from fuse.fetch.tally import CacheRoom
 from fuse.mounting import reporting
 from fuse.mounting.chronicle import Story
 from fuse.mounting.ledger import Ledger
@@ -181,6 +182,20 @@ def test_bytes_of_shared_blobs_count_once_for_all_and_for_each_mount() -> None:
     assert (ledger.of("b").bytes_fetched, ledger.all().bytes_fetched) == (110, 135)
     ledger.fetcher_said("a", 3, progress(1, None))
     assert ledger.all().requests == 136
+
+
+def test_what_a_fetcher_counts_outlives_it() -> None:
+    """Three fetchers, a late answer among them: counts only grow; of the disk the last word counts."""
+    ledger = Ledger()
+    seen = []
+    for pid, count in ((1, 5), (1, 7), (1, 6), (1, 8), (2, 0), (2, 4), (3, 1)):
+        counts = {"wrong_answers": count} if count else {}
+        room = CacheRoom(used_bytes=count, quota_bytes=0, disk_bytes=10, disk_free_bytes=10 - count)
+        ledger.fetcher_counted(pid, FetcherTotals(bytes_fetched=count, counts=counts, cache=room))
+        seen.append(ledger.counts().get("wrong_answers", 0))
+    assert seen == [5, 7, 7, 8, 8, 12, 13]
+    assert ledger.all().bytes_fetched == 13
+    assert ledger.cache == room
 
 
 @pytest.mark.parametrize(

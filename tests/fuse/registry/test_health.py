@@ -138,3 +138,14 @@ def test_the_way_round_is_narrow(health: Health, clock: Clock) -> None:
 
     assert DETOURS_PER_S * 10 <= taken <= DETOURS_PER_S * 11 + 1
     assert 0 < min(waits) <= max(waits) <= 1 / DETOURS_PER_S + 1e-9
+
+
+def test_who_counts_is_told_of_each_failure() -> None:
+    """Whatever it is, with its kind; success is none."""
+    health, told = Health(lambda: 0.0), []
+    health.on_failure = lambda endpoint, kind: told.append((endpoint.origin, kind))
+    health.note(MIRROR, NotFound("blob unknown"))
+    health.note(ORIGIN, DEAD)
+    health.note_failure(MIRROR)
+    health.note_success(MIRROR)
+    assert told == [(False, "not_found"), (True, "unavailable"), (False, "unavailable")]
