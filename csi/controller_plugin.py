@@ -14,7 +14,7 @@ import structlog
 from csi.controller import Controller
 from csi.exposition import Exposition
 from csi.identity import Identity
-from csi.interceptors import Guard
+from csi.interceptors import Call, Guard
 from csi.metrics import Metrics
 from csi.pb import csi_pb2_grpc as rpc
 from csi.provisioner import Provisioner
@@ -42,7 +42,7 @@ class ControllerPlugin:
         self._exposition = (
             Exposition(settings.metrics_address, self._metrics.registry) if settings.metrics_address else None
         )
-        self._server = Server(socket_path(settings.endpoint), self._register, Guard(self._metrics.observe_call))
+        self._server = Server(socket_path(settings.endpoint), self._register, Guard(self._observe))
 
     def start(self) -> None:
         """Raises InvalidConfig or Conflict."""
@@ -62,6 +62,9 @@ class ControllerPlugin:
         self._server.stop(_GRACE_S)
         self._close_exposition()
         _log.info("plugin_stopped", finished=finished)
+
+    def _observe(self, call: Call) -> None:
+        self._metrics.observe_call(call.method, call.code, call.duration_s)
 
     def _close_exposition(self) -> None:
         if self._exposition is not None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from csi import facts
 from csi.facts import Fact
 from csi.redaction import clean, secret_values, visible
 from csi.status import code_of
+from fuse import tracing
 from fuse.errors import WeightlessError
 
 _QUIET: Final = frozenset(
@@ -78,14 +80,18 @@ class Guard(grpc.ServerInterceptor):
             return handler
         method = handler_call_details.method.rpartition("/")[2]
         return grpc.unary_unary_rpc_method_handler(
-            guarded(method, handler.unary_unary, self._observe),
+            guarded(
+                method, handler.unary_unary, self._observe, handler_call_details.method.rpartition("/")[0].strip("/")
+            ),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
 
-def guarded(method: str, handler: _Handler, observe: Observe = _nobody) -> _Handler:
+def guarded(method: str, handler: _Handler, observe: Observe = _nobody, service: str = "") -> _Handler:
     """`handler` with the promises of this module."""
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+    traced = method not in _QUIET
 
     def call(request: Any, context: grpc.ServicerContext) -> Any:
         started = time.monotonic()
@@ -95,7 +101,7 @@ def guarded(method: str, handler: _Handler, observe: Observe = _nobody) -> _Hand
             code, message, trace = grpc.StatusCode.OK, "", ""
             response, failure = None, None
             try:
-                with facts.collected() as added:
+                with facts.collected() as added, _traced(f"{service}/{method}", attributes, context, wanted=traced):
                     response = handler(request, context)
             except WeightlessError as error:
                 failure = error
@@ -121,6 +127,25 @@ def guarded(method: str, handler: _Handler, observe: Observe = _nobody) -> _Hand
         return response
 
     return call
+
+
+@contextmanager
+def _traced(
+    name: str, attributes: Mapping[str, tracing.Value], context: grpc.ServicerContext, *, wanted: bool
+) -> Iterator[None]:
+    """The call's span, below the caller's if that has one; its trace becomes a fact of the call."""
+    if not wanted or not tracing.on():
+        yield
+        return
+    parent = next((str(value) for key, value in context.invocation_metadata() if key == "traceparent"), "")
+    with tracing.span(name, attributes, kind="server", parent=parent) as span:
+        facts.add(trace_id=tracing.traceparent()[3:35])
+        try:
+            yield
+        except WeightlessError as error:
+            span.set("rpc.grpc.status_code", code_of(error).value[0])
+            raise
+        span.set("rpc.grpc.status_code", 0)
 
 
 def _log_call(

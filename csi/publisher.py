@@ -29,6 +29,7 @@ from csi.operations import Operation, Operations
 from csi.requests import PublishRequest, VolumeKey
 from csi.targets import Target, TargetRules
 from csi.volumes import VolumeRecord, VolumeRecords, grant_of
+from fuse import tracing
 from fuse.credentials.given import Given, is_weaker
 from fuse.errors import Conflict, Forbidden, Unauthenticated, WeightlessError
 from fuse.filesystem.table import View
@@ -151,7 +152,11 @@ class Publisher:
             reference = record.pinned
         self._check_free(request.key)
         given = request.given()
-        admission, artifact = self._admitted(operation, reference, given, request.attributes.view)
+        with tracing.span("weightless.resolve", {"weightless.reference": reference}) as span:
+            admission, artifact = self._admitted(operation, reference, given, request.attributes.view)
+            span.set("weightless.digest", artifact.digest)
+            span.set("weightless.bytes_total", artifact.bytes_total)
+            span.set("weightless.credentials.rung", admission.rung)
         if request.attributes.native == "off":
             artifact = replace(artifact, native=False)
         self._step(operation, "publish-resolved")
@@ -178,14 +183,16 @@ class Publisher:
         with self._undoing(wanted):
             self.records.put(wanted)
             self._step(operation, "publish-recorded")
-            self.shared.hold(
-                artifact,
-                prefetch=wanted.prefetch,
-                verify=wanted.verify,
-                grant=wanted.grant,
-                access=admission.access,
-                checkpoint=lambda step: self._step(operation, f"publish-{step}"),
-            )
+            with tracing.span("weightless.mount") as span:
+                self.shared.hold(
+                    artifact,
+                    prefetch=wanted.prefetch,
+                    verify=wanted.verify,
+                    grant=wanted.grant,
+                    access=admission.access,
+                    checkpoint=lambda step: self._step(operation, f"publish-{step}"),
+                )
+                span.set("weightless.served_by", self.served_by(wanted))
             self._step(operation, "publish-held")
             mounts.bind(self.shared.path(wanted.identity), target)
             self._step(operation, "publish-bound")

@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from fuse import logs, wire
+from fuse import logs, tracing, wire
 from fuse.cache.store import CacheStore, examine
 from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidRequest, Missing, WeightlessError
@@ -44,6 +44,7 @@ from fuse.registry.transport import Transport
 LOCK_NAME: Final = "fetcher.lock"
 _FIRST_CONNECTION_S: Final = 30.0
 _BYE_S: Final = 2.0
+_BYE_TRACES_S: Final = 0.3
 _CHOICE: Final = "--cache-dir, or cache-dir in weightless.toml"
 _TOUCH_S: Final = 600.0
 """How old the last use of a mounted blob may look on the disk, should the node die."""
@@ -185,6 +186,7 @@ def run(cache_dir: Path, settings: FetcherSettings, lock_fd: int | None) -> None
         listener = _listen()
     except OSError as error:
         raise unusable(error, "the cache directory", cache_dir, choice=_CHOICE) from error
+    tracing.start("fetcher")  # while Python's files can be reached
     try:
         if starter == 0:
             drop(settings.uid, settings.gid)
@@ -211,6 +213,7 @@ def run(cache_dir: Path, settings: FetcherSettings, lock_fd: int | None) -> None
                 Path(protocol.SOCKET_NAME).unlink()
             listener.close()
             process.close()
+            tracing.stop(_BYE_TRACES_S)
     finally:
         os.close(lock_fd)
 

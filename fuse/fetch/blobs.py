@@ -85,9 +85,11 @@ class WrongBytes(Exception):
 class Grant:
     """Somebody's right to fetch a mount's blobs from one repository."""
 
-    def __init__(self, name: str, source: Source) -> None:
+    def __init__(self, name: str, source: Source, traceparent: str = "") -> None:
         self.name = name
         self.source = source
+        self.traceparent = traceparent
+        """Of the publish that brought it; empty where nobody traces."""
         self.revoked = False
 
 

@@ -121,10 +121,10 @@ class Engine:
                     writer.record_lost(lost)
                 self.shelf.unreference(blob)
 
-    def grant(self, mount: Mount, name: str, source: Source) -> None:
+    def grant(self, mount: Mount, name: str, source: Source, traceparent: str = "") -> None:
         """Blobs of `mount` may be fetched from `source` from now on; what had failed for want of it is tried again."""
         self.revoke(mount, name)
-        grant = Grant(name, source)
+        grant = Grant(name, source, traceparent)
         with self.lock:
             mount.grants[name] = grant
             for blob in mount.distinct:

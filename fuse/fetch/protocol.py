@@ -57,6 +57,8 @@ class Resolve(_Message, frozen=True, kw_only=True, tag="resolve"):
     view: View = View()
     look_again: bool = False
     """The registry is asked for a chunk index and a profile even if it had none a moment ago, and both are waited for."""
+    traceparent: str = ""
+    """W3C trace context of whoever asks; empty where nobody traces."""
 
 
 class Attach(_Message, frozen=True, kw_only=True, tag="attach"):
@@ -84,6 +86,8 @@ class Grant(_Message, frozen=True, kw_only=True, tag="grant"):
     grant: str
     reference: str
     access: Access
+    traceparent: str = ""
+    """Of the publish: transfers with this grant are linked to it."""
 
 
 class Revoke(_Message, frozen=True, kw_only=True, tag="revoke"):

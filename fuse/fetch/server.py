@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from fuse import wire
+from fuse import tracing, wire
 from fuse.artifact import profile
 from fuse.artifact.digest import Digest
 from fuse.artifact.manifest import Manifest
@@ -201,7 +201,8 @@ class Connection(threading.Thread):
             # What one registry sends, nobody but its own users may see: it is unproven until the whole blob is there.
             raise Conflict(f"the mount's blobs come from {attached.registry}", where=str(reference))
         self._use_chunk_index(attached, reference)
-        self._engine.grant(attached.mount, message.grant, self._repository(reference, message.access))
+        source = self._repository(reference, message.access)
+        self._engine.grant(attached.mount, message.grant, source, message.traceparent)
 
     def _use_chunk_index(self, attached: _Attached, reference: Reference) -> None:
         """Before anything is fetched for the mount, and before its worker opens a blob."""
@@ -332,7 +333,8 @@ class Connection(threading.Thread):
         try:
             match message:
                 case protocol.Resolve():
-                    self._resolve(message, cancel)
+                    with tracing.span("weightless.fetcher.resolve", kind="server", parent=message.traceparent):
+                        self._resolve(message, cancel)
                 case protocol.CacheList():
                     self._send_blobs(message.id, self._inventory.blobs())
                 case protocol.CacheRemove():

@@ -18,6 +18,7 @@ from typing import Final
 
 import structlog
 
+from fuse import tracing
 from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests
 from fuse.cache.index import BLOCK_BYTES, block_length, entry_of
 from fuse.errors import InvalidArtifact, Unavailable, WeightlessError
@@ -96,7 +97,10 @@ class _Lane(threading.Thread):
             if reserved is None:
                 return
             cached_before = blob.bytes_cached
-            self._request(run, grant, chunks, lend=not reserved)
+            first = run.next
+            with tracing.sparse_span("weightless.transfer", _described(run), links=(grant.traceparent,)) as span:
+                self._request(run, grant, chunks, lend=not reserved)
+                span.set("weightless.blocks", run.next - first)
         except Later as later:
             engine.put_off(run, later)
         except WrongBytes as error:
@@ -368,6 +372,16 @@ class _Lane(threading.Thread):
             got += count
         self._engine.tally.add(tally.FROM_REGISTRY if stream.origin else tally.FROM_MIRROR, length)
         self._last_byte = time.monotonic()
+
+
+def _described(run: Run[BlobState]) -> dict[str, tracing.Value]:
+    if not tracing.on():
+        return {}
+    return {
+        "weightless.blob.digest": str(run.blob.digest),
+        "weightless.blob.first_block": run.next,
+        "weightless.priority": run.priority.name.lower(),
+    }
 
 
 def _no_grant() -> Unavailable:

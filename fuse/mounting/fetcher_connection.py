@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from fuse import wire
+from fuse import tracing, wire
 from fuse.artifact.profile import MAX_PROFILE_BYTES
 from fuse.errors import Cancelled, InvalidConfig, InvalidRequest, NotFound, Unavailable, from_fault
 from fuse.fetch import protocol
@@ -162,7 +162,12 @@ class Connection:
         )
 
     def grant(self, mount: str, grant: str, reference: str, access: Access) -> None:
-        self.ask(lambda number: protocol.Grant(id=number, mount=mount, grant=grant, reference=reference, access=access))
+        trace = tracing.traceparent()
+        self.ask(
+            lambda number: protocol.Grant(
+                id=number, mount=mount, grant=grant, reference=reference, access=access, traceparent=trace
+            )
+        )
 
     def revoke(self, mount: str, grant: str) -> None:
         self.ask(lambda number: protocol.Revoke(id=number, mount=mount, grant=grant), limit_s=_FAREWELL_LIMIT_S)
@@ -222,7 +227,12 @@ class Connection:
         """The artifact and its encoded table. It takes as long as the registry does."""
         pending = self._send(
             lambda number: protocol.Resolve(
-                id=number, reference=reference, access=access, view=view, look_again=look_again
+                id=number,
+                reference=reference,
+                access=access,
+                view=view,
+                look_again=look_again,
+                traceparent=tracing.traceparent(),
             ),
             (),
         )

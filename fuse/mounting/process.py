@@ -28,6 +28,7 @@ _PASSED: Final = (
     "SSL_CERT_DIR",
 )
 _PASSED_PREFIXES: Final = ("PYTHON", "LC_", "WEIGHTLESS_")
+_TRACES: Final = "OTEL_"
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
@@ -125,12 +126,17 @@ def spawn(
 
 
 def environment(*, proxies: bool) -> dict[str, str]:
-    """What a child sees of this process's environment; a user's shell may hold secrets that are no business of it."""
+    """What a child sees of this process's environment; a user's shell may hold secrets that are no business of it.
+
+    `proxies`: it speaks with a network, and so sees the proxies', and those by which an administrator asks for traces.
+    """
     names = _PASSED + (_PROXIES if proxies else ())
     return {
         name: value
         for name, value in os.environ.items()
-        if name in names or name.startswith(_PASSED_PREFIXES) or (proxies and name.upper() in _PROXIES)
+        if name in names
+        or name.startswith(_PASSED_PREFIXES)
+        or (proxies and (name.upper() in _PROXIES or name.startswith(_TRACES)))
     }
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Hashable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
+from urllib.parse import urlsplit
 
 import structlog
 import tenacity
 
+from fuse import tracing
 from fuse.artifact.digest import Digest
 from fuse.artifact.reference import Reference
 from fuse.errors import (
@@ -310,10 +313,26 @@ class Repository:
         return f"{self.reference.name}{joint}{target}{mirror}"
 
     def _control(self, method: str, route: Route, headers: Mapping[str, str]) -> ControlReply:
-        return self._transport.control.send(route, method, headers)
+        with self._traced(method, route) as span:
+            reply = self._transport.control.send(route, method, headers)
+            span.set("http.response.status_code", reply.status)
+            return reply
 
     def _range(self, lane: object, route: Route, headers: Mapping[str, str]) -> RangeReply:
-        return self._transport.ranges.send(route, headers, lane)
+        with self._traced("GET", route) as span:
+            reply = self._transport.ranges.send(route, headers, lane)
+            span.set("http.response.status_code", reply.status)
+            return reply
+
+    def _traced(self, method: str, route: Route) -> AbstractContextManager[tracing.Span]:
+        """Until the head of the answer is there. The URL may be a signed one: a span has the host alone."""
+        if not tracing.on():
+            return tracing.inner_span(method, kind="client")
+        parts = urlsplit(f"//{route.authority}")
+        attributes: dict[str, tracing.Value] = {"http.request.method": method, "server.address": parts.hostname or ""}
+        if parts.port:
+            attributes["server.port"] = parts.port
+        return tracing.inner_span(method, attributes, kind="client")
 
 
 def _retried(call: Callable[[], T], cancel: threading.Event | None) -> T:

@@ -9,12 +9,17 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from csi import facts
 from csi.interceptors import guarded
 from csi.pb import csi_pb2 as pb
 from csi.redaction import clean, secret_values, visible
 from csi.status import CODES, code_of
+from fuse import tracing
 from fuse.errors import Conflict, NotFound, WeightlessError, every_error
 from tests.csi.fakes import PASSWORD, PRIVATE, FakeManager
 from tests.csi.harness import Place, publish_request, running
@@ -205,3 +210,39 @@ def test_facts_are_of_one_call() -> None:
             facts.add(reference=f"bob:{CANARY}@r/a")
     facts.add(digest="nobody's")
     assert (first, inner) == ({"digest": "sha256:1"}, {"reference": "r/a"})
+
+
+@pytest.mark.kernel
+def test_a_publish_is_a_trace(place: Place, manager: FakeManager) -> None:
+    """The call, below it resolve and mount, by the names of the conventions; the line in the log has its trace."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing.use(provider)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    try:
+        with running(place, manager) as (_, kubelet), structlog.testing.capture_logs() as logs:
+            request = publish_request(place.target())
+            kubelet.node.NodePublishVolume(request, timeout=30, metadata=(("traceparent", parent),))
+            kubelet.stats(place.target())
+            with pytest.raises(grpc.RpcError):
+                kubelet.publish(place.target(volume="b"), volume_id="b", reference=PRIVATE)
+            kubelet.unpublish(place.target())
+    finally:
+        tracing.stop()
+    resolve, mount, publish, refused, refused_call, unpublish = exporter.get_finished_spans()
+    names = ("weightless.resolve", "weightless.mount", "csi.v1.Node/NodePublishVolume", "weightless.resolve")
+    assert names == tuple(span.name for span in (resolve, mount, publish, refused))
+    assert publish.kind is SpanKind.SERVER
+    assert publish.attributes == {
+        "rpc.system": "grpc", "rpc.service": "csi.v1.Node", "rpc.method": "NodePublishVolume", "rpc.grpc.status_code": 0,
+    }  # fmt: skip
+    assert resolve.attributes["weightless.digest"].startswith("sha256:")
+    assert mount.attributes["weightless.served_by"] == "fuse"
+    assert f"{publish.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
+    assert {resolve.parent.span_id, mount.parent.span_id} == {publish.context.span_id}
+    assert refused_call.attributes["rpc.grpc.status_code"] == grpc.StatusCode.UNAUTHENTICATED.value[0]
+    assert refused_call.attributes["error.type"] == "unauthenticated"
+    assert unpublish.name == "csi.v1.Node/NodeUnpublishVolume"
+    line = next(line for line in logs if line["event"] == "rpc_finished")
+    assert line["trace_id"] == "0af7651916cd43dd8448eb211c80319c"

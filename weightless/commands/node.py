@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from fuse import tracing
 from fuse.errors import InvalidRequest, WeightlessError
 from fuse.mounting import control
 from fuse.mounting.access import AccessReader
@@ -45,6 +46,7 @@ def run(
     section = settings.config.node
     level = settings.log_level if settings.log_level_given else "info"
     run_dir = wiring.begin(settings, "plugin", level=level)
+    tracing.start("plugin")
     named = keeper or section.keeper
     state = _directory(state_dir, section.state_dir, _STATE)
     holder = wiring.holder_settings(
@@ -91,6 +93,7 @@ def run(
                     ended.wait()
             finally:
                 plugin.stop()
+                tracing.stop()
 
 
 @contextlib.contextmanager
