@@ -301,6 +301,10 @@ class MountManager:
             raise NotFound("no such mount", where=mount_id)
         return health(mount, self._around)
 
+    def served_by(self, mount_id: str) -> str:
+        """As `MountStatus.served_by`, from memory; empty for a mount that is not there."""
+        return "fuse" if mount_id in self else ""
+
     def totals(self) -> HolderTotals:
         """Sums of all mounts since `start`, from memory: as of the last time that each was asked."""
         ledger, fetcher, keeping = self._around.ledger, self._around.fetcher, self._keeping

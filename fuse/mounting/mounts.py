@@ -116,12 +116,11 @@ class Mounts:
 
     def health(self, mount_id: str) -> Health:
         if mount_id in self.native:
-            return self.native.status(mount_id).condition
+            return self.native.health(mount_id)
         return self.by_fuse.health(mount_id)
 
     def served_by(self, mount_id: str) -> str:
-        """As `MountStatus.served_by`, from memory; empty for a mount that is not there."""
-        return "native" if mount_id in self.native else "fuse" if mount_id in self.by_fuse else ""
+        return "native" if mount_id in self.native else self.by_fuse.served_by(mount_id)
 
     def totals(self) -> HolderTotals:
         return self.by_fuse.totals()

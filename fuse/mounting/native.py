@@ -37,6 +37,7 @@ NEEDS: Final = 1
 _MOUNTINFO: Final = "/proc/self/mountinfo"
 _SCRATCH: Final = "tree"
 _UNPIN_PAUSE_S: Final = 5.0
+_TABLE_LIFE_S: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -73,6 +74,8 @@ class NativeMounts:
         self._directory = settings.native_dir or settings.run_dir / f"{settings.name}.native"
         self._mounts: dict[str, _Record] = {}
         self._lock = threading.RLock()
+        self._generation = 0
+        self._recent: tuple[float, int, MountTable] = 0.0, -1, MountTable(())
         self._unpins: set[str] = set()
         """Pins of mounts that are gone, while the fetcher could not be told."""
         self._closing = threading.Event()
@@ -212,6 +215,13 @@ class NativeMounts:
             raise NotFound("no such mount", where=mount_id)
         return _describe(record, MountTable.read())
 
+    def health(self, mount_id: str) -> Health:
+        """The condition, by the mount table of the last second: it may be asked of many mounts, often. Raises NotFound."""
+        record = self._mounts.get(mount_id)
+        if record is None:
+            raise NotFound("no such mount", where=mount_id)
+        return _describe(record, self._recent_table()).condition
+
     def statuses(self) -> list[MountStatus]:
         records = list(self._mounts.values())
         table = MountTable.read() if records else MountTable(())
@@ -231,7 +241,17 @@ class NativeMounts:
             raise MountFailed(
                 f"the record of the mount cannot be written: {error.strerror}", where=str(path)
             ) from error
+        # Before it can be asked for: no table that was read before it was mounted may be believed of it.
+        self._generation += 1
         self._mounts[record.id] = record
+
+    def _recent_table(self) -> MountTable:
+        read_at, generation, table = self._recent
+        if generation != self._generation or time.monotonic() - read_at > _TABLE_LIFE_S:
+            generation = self._generation
+            table = MountTable.read()
+            self._recent = time.monotonic(), generation, table
+        return table
 
     def _forget(self, mount_id: str) -> None:
         self._mounts.pop(mount_id, None)

@@ -99,10 +99,11 @@ class Server:
                 session.hang_up()
                 channel.send(protocol.Done(id=request.id))
             case protocol.Progress(mount=mount):
+                blobs = self.fakes[mount].blobs if mount else ()
                 channel.send(
                     protocol.MountProgress(
                         id=request.id,
-                        bytes_cached=sum(blob.index.has(0) for blob in self.fakes[mount].blobs),
+                        bytes_cached=sum(blob.index.has(0) for blob in blobs),
                         bytes_total=SIZE,
                         bytes_fetched=0,
                         requests=0,

@@ -16,7 +16,7 @@ from fuse.errors import Conflict, MountFailed, NotFound, Unavailable
 from fuse.fetch.protocol import Whole
 from fuse.filesystem import table as inode_table
 from fuse.filesystem.table import Artifact, Blob, Node, Table, View
-from fuse.mounting import device
+from fuse.mounting import device, native
 from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.native import NativeMounts
 from fuse.mounting.status import MountStatus
@@ -127,6 +127,25 @@ def test_it_is_shared_and_goes_when_it_is_unmounted(here: Here) -> None:
     mounts.unmount("m1")
     here.close(mounts, keep=True)
     assert [] == here.left()
+
+
+def test_conditions_of_many_mounts_cost_one_look_at_the_mount_table(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a mount that was made since then is never judged by it, and one that went is seen a second later."""
+    mounts = here.mounts()
+    mounts._recent_table()
+    here.acquire(mounts)
+    assert "healthy" == mounts.health("m1").state
+    looked = []
+    monkeypatch.setattr(native.MountTable, "read", lambda: looked.append(1) or MountTable(()))
+    for _ in range(5):
+        assert "healthy" == mounts.health("m1").state
+    assert [] == looked
+    monkeypatch.setattr(native, "_TABLE_LIFE_S", -1.0)
+    assert "broken" == mounts.health("m1").state
+    with pytest.raises(NotFound):
+        mounts.health("m2")
 
 
 @pytest.mark.parametrize("step", ["kept", "mounted", "live"])
