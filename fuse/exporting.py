@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module, metadata
 from typing import Final
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -15,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from fuse.logs import scrub
 from fuse.tracing import Kind, Value, kind_of
 
 _KINDS: Final = {
@@ -22,11 +26,16 @@ _KINDS: Final = {
     "server": trace.SpanKind.SERVER,
     "client": trace.SpanKind.CLIENT,
 }
+_COMPLAIN_EVERY_S: Final = 60.0
+_MAX_SHOWN: Final = 300
+_log = structlog.get_logger()
 _propagator: Final = TraceContextTextMapPropagator()
 
 
 def provider_of(process: str, environ: Mapping[str, str]) -> TracerProvider:
     """As the variables say: exporter, endpoint, sampler, limits, resource. Raises what the SDK raises for wrong ones."""
+    logger = logging.getLogger("opentelemetry")
+    logger.handlers, logger.propagate = [_Complaints()], False
     provider = TracerProvider(resource=resource_of(process, environ))
     provider.add_span_processor(BatchSpanProcessor(_exporter(environ)))
     return provider
@@ -61,6 +70,20 @@ def _exporter(environ: Mapping[str, str]) -> SpanExporter:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter()
+
+
+class _Complaints(logging.Handler):
+    """What the SDK says of a collector that is away, as a line of our log: a few, without tracebacks."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._told_at = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        if not self._told_at or now - self._told_at >= _COMPLAIN_EVERY_S:
+            self._told_at = now
+            _log.warning("traces_not_sent", words=scrub(record.getMessage())[:_MAX_SHOWN])
 
 
 class Recorded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import threading
@@ -141,6 +142,23 @@ def test_the_administrator_has_the_last_word_on_names(monkeypatch: pytest.Monkey
     assert (found["service.name"], found["deployment.environment"]) == ("models", "test")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "named")
     assert exporting.resource_of("fetcher", {"OTEL_SERVICE_NAME": "named"}).attributes["service.name"] == "named"
+
+
+def test_what_the_sdk_complains_of_is_a_line_of_our_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in a minute, without the user information of a URL."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "console")
+    logger = logging.getLogger("opentelemetry")
+    before = logger.handlers, logger.propagate
+    provider = exporting.provider_of("plugin", {"OTEL_TRACES_EXPORTER": "console"})
+    try:
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(3):
+                logging.getLogger("opentelemetry.x").warning("cannot send to %s", f"http://bob:{CANARY}@c/v1")
+    finally:
+        logger.handlers, logger.propagate = before
+        provider.shutdown()
+    assert [line["event"] for line in logs] == ["traces_not_sent"]
+    assert logs[0]["words"] == "cannot send to http://c/v1"
 
 
 def test_an_end_does_not_wait_for_a_collector_that_hangs() -> None:
