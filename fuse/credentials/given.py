@@ -59,8 +59,10 @@ class Token:
     text: str = field(repr=False)
     expires_at: float
     """Unix time."""
+    account: ServiceAccount | None = None
+    """Whose it says that it is; None when it does not say."""
     account_uid: str = ""
-    """Of the ServiceAccount: one that was deleted and made again under the same name is another."""
+    """An account that was deleted and made again under the same name is another."""
 
     @property
     def name(self) -> str:
@@ -84,6 +86,7 @@ class _Token(msgspec.Struct, rename="camel"):
 
 
 class _KubernetesClaims(msgspec.Struct):
+    namespace: str = ""
     serviceaccount: dict[str, str] = {}
 
 
@@ -100,19 +103,25 @@ def parse_tokens(text: str, where: str) -> dict[str, Token]:
         raise InvalidRequest(
             "is not what kubelet writes (JSON: audience, token, expirationTimestamp)", where=where
         ) from None
-    return {
-        audience: Token(
-            text=each.token, expires_at=each.expiration_timestamp.timestamp(), account_uid=_account_uid(each.token)
-        )
-        for audience, each in found.items()
-    }
+    return {audience: _token(each) for audience, each in found.items()}
 
 
-def _account_uid(token: str) -> str:
-    """What the token itself says, unverified: it comes from kubelet, over a socket that is root's. Empty if it is no JWT."""
+def _token(said: _Token) -> Token:
+    claims = _claims(said.token)
+    name, uid = (claims.serviceaccount.get(key, "") for key in ("name", "uid"))
+    return Token(
+        text=said.token,
+        expires_at=said.expiration_timestamp.timestamp(),
+        account=ServiceAccount(claims.namespace, name) if claims.namespace and name else None,
+        account_uid=uid,
+    )
+
+
+def _claims(token: str) -> _KubernetesClaims:
+    """What the token itself says, unverified, for it comes from kubelet over a socket that is root's; nothing if it is no JWT."""
     payload = token.split(".")[1:2]
     try:
         text = base64.urlsafe_b64decode(payload[0] + "=" * (-len(payload[0]) % 4)) if payload else b""
-        return msgspec.json.decode(text, type=_Claims).kubernetes.serviceaccount.get("uid", "")
+        return msgspec.json.decode(text, type=_Claims).kubernetes
     except (binascii.Error, ValueError, msgspec.DecodeError):
-        return ""
+        return _KubernetesClaims()

@@ -171,6 +171,10 @@ class Providers:
                 f"credential provider {name} needs a token for {audience!r}: name that audience in CSIDriver.tokenRequests"
             )
             return None
+        if token.account not in (None, account):
+            # Without podInfoOnMount the author of an inline volume may write the account's name: it must not be believed.
+            note(f"the token for credential provider {name} is not of {account}: set CSIDriver.podInfoOnMount")
+            return None
         if token.expires_at <= time.time():
             note(f"the token for credential provider {name} has ended: set CSIDriver.requiresRepublish")
             return None
@@ -188,8 +192,10 @@ class Providers:
         wanted = (*required, *attributes.optional_service_account_annotation_keys)
         annotations = {key: found[key] for key in wanted if key in found}
         whose: Hashable = (account, token.account_uid, tuple(sorted(annotations.items())))
+        # What is remembered for an account is for who has shown to be that account: a token that does not say stands for itself.
+        by_account = attributes.cache_type == "ServiceAccount" and token.account is not None
         return _Identity(
-            key=(whose, token.name) if attributes.cache_type == "Token" else whose,
+            key=whose if by_account else (whose, token.name),
             token=token.text,
             annotations=annotations,
         )

@@ -41,6 +41,8 @@ class FakeAccess:
         """Whether passwords are said to come from memory, unless fresh ones are asked for."""
         self.asked: list[bool] = []
         """Each question, and whether it was for fresh credentials."""
+        self.looks = 0
+        """How often it was looked whether something has changed."""
         self.written: Hashable = None
         """What the administrator wrote."""
         self.ambient = ""
@@ -72,6 +74,7 @@ class FakeAccess:
         )
 
     def marker(self) -> Hashable:
+        self.looks += 1
         return self.written
 
 

@@ -241,6 +241,8 @@ def test_what_the_registry_stops_to_take_is_looked_up_afresh(place: Place, manag
         access.fresh_password = "new"
         manager.condition = Health(state="broken", reason="401", reason_code=Reason.REGISTRY_REFUSED)
         until(lambda: in_force(manager) == ["new"], "the new one is in force")
+        looks = access.looks
+        until(lambda: access.looks > looks + 2, "it is looked again")
         assert [False, True] == access.asked  # and not at every look
         manager.condition = Health()
         kubelet.unpublish(target)

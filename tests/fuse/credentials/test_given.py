@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from fuse.credentials.given import Given, is_weaker, parse_tokens
+from fuse.credentials.given import Given, ServiceAccount, is_weaker, parse_tokens
 from fuse.errors import InvalidRequest
 
 CANARY = "canary-token-77"
@@ -24,17 +24,20 @@ def said(token: str, audience: str = "registry") -> str:
 
 def test_a_token_is_found_by_its_audience() -> None:
     """With its end, and the ServiceAccount's uid that stands in it."""
-    token = jwt(**{"kubernetes.io": {"serviceaccount": {"name": "reader", "uid": "u-1"}}})
+    account = {"namespace": "team", "serviceaccount": {"name": "reader", "uid": "u-1"}}
+    token = jwt(**{"kubernetes.io": account})
 
     found = parse_tokens(said(token), "tokens")["registry"]
 
-    assert (token, 1893553445.0, "u-1") == (found.text, found.expires_at, found.account_uid)
+    assert (token, 1893553445.0) == (found.text, found.expires_at)
+    assert (ServiceAccount("team", "reader"), "u-1") == (found.account, found.account_uid)
 
 
 @pytest.mark.parametrize("token", ["opaque", "a.b.c", "a.é.c", jwt(sub="x"), jwt(**{"kubernetes.io": 5})])
 def test_a_token_that_says_nothing_is_one_all_the_same(token: str) -> None:
     """Its content is the provider's business."""
-    assert "" == parse_tokens(said(token), "tokens")["registry"].account_uid
+    found = parse_tokens(said(token), "tokens")["registry"]
+    assert (None, "") == (found.account, found.account_uid)
 
 
 @pytest.mark.parametrize("text", [CANARY, f'{{"a": "{CANARY}"}}', f'{{"a": {{"token": "{CANARY}"}}}}', f'["{CANARY}"]'])

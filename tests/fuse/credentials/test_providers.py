@@ -24,10 +24,17 @@ READER = ServiceAccount("default", "reader")
 STATIC = {"registry.io:5000": {"username": "node", "password": "np"}}
 
 
-def pod(token: str = "reader|pw", account: ServiceAccount = READER, *, uid: str = "u1", left_s: float = 600) -> Given:
-    return Given(
-        account=account, tokens={"registry": Token(text=token, expires_at=time.time() + left_s, account_uid=uid)}
-    )
+def pod(
+    token: str = "reader|pw",
+    account: ServiceAccount = READER,
+    *,
+    uid: str = "u1",
+    of: ServiceAccount | None = None,
+    left_s: float = 600,
+) -> Given:
+    """`of`: whom the token names, if not the account."""
+    named = Token(text=token, expires_at=time.time() + left_s, account=of or account, account_uid=uid)
+    return Given(account=account, tokens={"registry": named})
 
 
 class Asking:
@@ -167,9 +174,25 @@ def test_accounts_do_not_share_what_is_remembered(programs: Programs) -> None:
     assert second == asking.by_pod(pod("b|2", uid="u2"))
     assert second == asking.by_pod(pod("b|2", account=ServiceAccount("other", "reader")))
 
+    # A token that says nothing of an account gets nothing of what is remembered for one.
+    for user in ("c", "d"):
+        silent = Token(text=f"{user}|3", expires_at=time.time() + 600)
+        found = asking.by_pod(Given(account=READER, tokens={"registry": silent}))
+        assert Credential(username=user, password="3") == found
+
     programs.install("exchange", audience="registry", match="*.io:5000", cache_type="Token")
     assert first == asking.by_pod(pod("a|1"))
     assert second == asking.by_pod(pod("b|2"))
+
+
+def test_an_account_that_the_token_does_not_name_is_not_believed(programs: Programs) -> None:
+    """The author of an inline volume can write attributes: they get nobody what is remembered for somebody else."""
+    programs.install("exchange", audience="registry", match="*.io:5000", cache_type="ServiceAccount")
+    asking = Asking(programs)
+    assert asking.by_pod(pod("victim|1")) is not None
+
+    assert asking.by_pod(pod("thief|2", of=ServiceAccount("default", "thief"))) is None
+    assert "is not of default/reader: set CSIDriver.podInfoOnMount" in asking.notes[0]
 
 
 def test_how_long_is_said_by_the_answer_or_by_the_file(programs: Programs) -> None:
