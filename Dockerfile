@@ -3,8 +3,8 @@
 #   docker build --tag registry.example.com/weightless:0.1.0 .
 #
 # Two stages: pyfuse3 is a C extension that comes as source, so the first has a compiler and headers; the second has only what runs.
-# The same source gives the same image, as far as Debian's packages are the same: give BASE by digest (debian:bookworm-slim@sha256:…),
-# and SOURCE_DATE_EPOCH. Python packages are those of uv.lock, compared with its hashes.
+# The same source gives the same files, as far as Debian's packages are the same: give BASE by digest (debian:bookworm-slim@sha256:…).
+# Python packages are those of uv.lock, compared with its hashes.
 ARG BASE=debian:bookworm-slim
 
 FROM ${BASE} AS build
@@ -12,8 +12,9 @@ ARG UV=0.13.9
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev libfuse3-dev pkg-config python3-dev python3-venv
 RUN python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir "uv==${UV}"
-# Byte code that goes by the content of its source: it is the same in every build, and is never written at run time.
-ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_PYTHON=/usr/bin/python3 UV_PROJECT_ENVIRONMENT=/opt/weightless UV_NO_CACHE=1
+# Debugging information would have the names of temporary directories in it.
+ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_PYTHON=/usr/bin/python3 UV_PROJECT_ENVIRONMENT=/opt/weightless UV_NO_CACHE=1 \
+    CFLAGS=-g0
 WORKDIR /src
 # The dependencies change more seldom than the code: a layer of their own.
 COPY pyproject.toml uv.lock README.md LICENSE ./
@@ -21,7 +22,10 @@ RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project
 COPY csi csi
 COPY fuse fuse
 COPY weightless weightless
+# What uv notes of the time of the build goes. Byte code goes by the content of its source, not by its time: it is the same in every build, and is never written at run time.
 RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-editable \
+ && rm /opt/weightless/lib/python3*/site-packages/weightless-*.dist-info/uv_cache.json \
+ && sed -i '/uv_cache.json/d' /opt/weightless/lib/python3*/site-packages/weightless-*.dist-info/RECORD \
  && python3 -m compileall -q -j 0 --invalidation-mode checked-hash /opt/weightless/lib
 
 FROM ${BASE}
