@@ -22,13 +22,6 @@ pytestmark = pytest.mark.timeout(600)
 KUBERNETES = ("1.27", "1.34", "1.37")
 """The oldest that the chart is for, what is in wide use, the newest with schemas."""
 
-ahead = pytest.mark.xfail(
-    not {"credentials", "kubernetes"} <= {*config.Config.__struct_fields__}
-    or "max_volumes" not in config.NodeSection.__struct_fields__,
-    reason="the chart knows [credentials], [kubernetes] and max-volumes before the driver does",
-    strict=False,
-)
-
 
 @pytest.mark.parametrize("case", CASES)
 def test_lint_has_no_complaint(helm: Helm, case: str) -> None:
@@ -63,7 +56,6 @@ def test_every_object_is_labelled_and_in_the_namespace(helm: Helm, case: str) ->
     assert sorted(set(identities), key=str) == sorted(identities, key=str)
 
 
-@ahead
 @pytest.mark.parametrize("case", [case for case in CASES if case != "cleanup"])
 def test_the_driver_reads_its_configuration(helm: Helm, case: str, tmp_path: Path) -> None:
     """What values say arrives in `weightless.config`, which refuses what it does not know."""
@@ -74,7 +66,6 @@ def test_the_driver_reads_its_configuration(helm: Helm, case: str, tmp_path: Pat
     )
 
 
-@ahead
 def test_every_value_arrives(full: Objects, tmp_path: Path) -> None:
     """Numbers as numbers, registries by their names, and the chart's own over them."""
     both = _configurations(full, tmp_path)
