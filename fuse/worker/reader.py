@@ -27,7 +27,8 @@ from fuse.cache.blob import CachedBlob
 from fuse.errors import Corrupt
 from fuse.fetch.protocol import BLOCK_BYTES
 from fuse.filesystem.tree import Tree
-from fuse.prefetch.streams import MAX_WINDOW_BYTES, Streams
+from fuse.prefetch.beginnings import Beginnings
+from fuse.prefetch.streams import MAX_WINDOW_BYTES, BothWays
 from fuse.prefetch.touches import Touches
 from fuse.worker.served import Served
 from fuse.worker.session_client import BlobState, FetchSession
@@ -79,9 +80,10 @@ class Reader:
         self._clock = clock
         self._touches = touches or Touches(tree.table)
         self._on_open = on_open
-        self._streams = Streams()
+        self._streams = BothWays()
+        self._beginnings = Beginnings(tree.table)
         self._watching = threading.Lock()
-        """Held while the streams look at a read."""
+        """Held while the streams and beginnings look at a read."""
         self._disk = trio.CapacityLimiter(DISK_THREADS)
         self._turns = trio.CapacityLimiter(LENT_READS)
         self._served = Served()
@@ -98,7 +100,7 @@ class Reader:
         if not full:
             # A stream's end, with what the kernel reads ahead and the rest of its blocks, stays within 5 % of a small model.
             limit = min(limit, self._tree.table.total_bytes // 64 // BLOCK_BYTES * BLOCK_BYTES)
-        self._streams.max_window_bytes = limit
+        self._streams.limit(limit)
 
     def prepare(self, ino: int) -> None:
         """A file is being opened. Raises Corrupt when its blob is quarantined. On trio's thread."""
@@ -147,6 +149,8 @@ class Reader:
 
     def _look_ahead(self, state: BlobState, cached: CachedBlob | None, ino: int, offset: int, length: int) -> None:
         """On any thread; `cached` is borrowed."""
+        if self._beginnings.is_news(ino, offset):
+            self._note_beginning(cached, ino, offset)
         with self._watching:
             wanted = self._streams.observe(ino, offset, length)
         for ahead, ahead_length in wanted:
@@ -158,6 +162,20 @@ class Reader:
             count = ((start + end - 1) >> _SHIFT) - first + 1
             if cached is None or not cached.has(first, count):
                 self._session.wish(state.index, first, count)
+
+    def _note_beginning(self, cached: CachedBlob | None, ino: int, offset: int) -> None:
+        def beginning(count: int) -> bytearray | None:
+            start = self._tree.extent(ino).offset
+            # Not compared with its checksum: it decides about order only.
+            return cached.try_read_nowait(start, count) if cached is not None and cached.has(start >> _SHIFT) else None
+
+        with self._watching:
+            header = self._beginnings.header(ino, offset, beginning)
+            data = self._beginnings.data(ino, offset)
+        if header is not None:
+            self._session.wish(header.blob, header.first, header.blocks)
+        if data is not None:
+            self._session.prefer(data)
 
     async def _wait_and_load(self, state: BlobState, position: int, length: int, deliver: Deliver) -> None:
         if await self._loaded(state, position, length, deliver, lent=False):
