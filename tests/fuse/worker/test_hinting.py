@@ -30,7 +30,7 @@ FILES = {
     "c.safetensors": (C, 0, len(SHARD)),
     "model.safetensors.index.json": (3, 0, len(INDEX)),
 }
-INO_A, INO_B, INO_C = 2, 3, 4
+INO_B, INO_C = 3, 4
 # Equal blobs would be one file of the fake's cache.
 BLOBS = [SHARD + b"a", SHARD + b"b", LONG_HEADER + b"c", INDEX]
 
@@ -107,7 +107,8 @@ def test_an_index_is_left_alone_where_nothing_is_prefetched_or_it_is_withheld(fe
             nursery.start_soon(sparing.hinting.run)
             await trio.testing.wait_all_tasks_blocked()
             strict.hinting.wanted.set()
-            await strict.hinting.run()
+            with trio.fail_after(10):
+                await strict.hinting.run()
             nursery.cancel_scope.cancel()
         assert [] == fetcher.demanded()
         assert not sparing.hinting.named | strict.hinting.named
@@ -174,9 +175,12 @@ def test_a_load_prefers_nothing_without_prefetch_or_against_what_was_learned(
             sock = fetcher.session()
             fetcher.send(protocol.Order(runs=learned))
             nursery.start_soon(mount.session.run, sock)
+            await mount.reader.read(INO_C, 0, 4096)  # from here on the session runs
             await until(lambda: len(wished(fetcher)) == total)
             await mount.reader.read(INO_B, 9 * BLOCK, 4096)
-            await mount.reader.read(INO_A, 0, 4096)
+            await trio.testing.wait_all_tasks_blocked()
+            mount.session.wish(C, 3, 1)  # said after all that there was to say
+            await until(lambda: any(want.blob == C for want in fetcher.wants("readahead")))
             nursery.cancel_scope.cancel()
         mount.session.close()
         assert not any(want.front for want in wished(fetcher))
