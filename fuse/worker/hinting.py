@@ -37,12 +37,16 @@ class Hinting:
             extent = self._tree.extent(index)
             if self._session.blobs[extent.blob].strict:
                 continue
-            parts: list[Content] = []
             try:
-                await self._reader.read_later(index, 0, extent.size, parts.append)
+                content = await self._content(index, extent.size)
             except WeightlessError as error:
                 _log.info("index_unread", path=self._tree.path(index), kind=error.kind)
                 continue
-            before, self.named = self.named, self.named | hints.named(table, index, b"".join(parts))
+            before, self.named = self.named, self.named | hints.named(table, index, content)
             if [*order.ranges(table, (), before)] != [*order.ranges(table, (), self.named)]:
                 self._session.plan_anew()
+
+    async def _content(self, ino: int, size: int) -> bytes:
+        parts: list[Content] = []
+        await self._reader.read_later(ino, 0, size, lambda *found: parts.extend(found))
+        return b"".join(parts)

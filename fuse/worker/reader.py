@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -40,11 +40,17 @@ REPAIRS: Final = 3
 """How often one read lets a damaged block be fetched anew before it gives up on the disk."""
 DISK_THREADS: Final = 16
 LENT_READS: Final = 16
-"""How many reads at a time hold blocks of a cache that takes nothing: each up to two blocks, and the bytes that it delivers."""
+"""How many reads at a time hold blocks of a cache that takes nothing: each up to two blocks, which it delivers as they are."""
 _SHIFT: Final = BLOCK_BYTES.bit_length() - 1
 
 Content = bytes | bytearray | memoryview
-Deliver = Callable[[Content], None]
+
+
+class Deliver(Protocol):
+    """Takes the bytes of a READ, in parts that follow each other; they are not used again."""
+
+    def __call__(self, *parts: Content) -> None: ...
+
 
 _log = structlog.get_logger()
 
@@ -130,8 +136,8 @@ class Reader:
             finally:
                 server.done()
         parts: list[bytes] = []
-        await self.read_later(ino, offset, size, lambda found: parts.append(bytes(found)))
-        return parts[0]
+        await self.read_later(ino, offset, size, lambda *found: parts.extend(map(bytes, found)))
+        return b"".join(parts)
 
     async def read_later(self, ino: int, offset: int, size: int, deliver: Deliver) -> None:
         """Calls `deliver` with the bytes of file `ino` at `offset`, cut at its end, in a thread, once.
@@ -142,7 +148,7 @@ class Reader:
         length = min(size, file_size - offset)
         self._own.reads += 1
         if length <= 0 or blob < 0:
-            deliver(b"")
+            deliver()
             return
         self._own.bytes_read += length
         await self._wait_and_load(self._session.blobs[blob], start + offset, length, deliver)
@@ -341,32 +347,33 @@ def _load(state: BlobState, position: int, length: int, loans: dict[int, bytes],
     """Runs in a thread: delivers the bytes, from loans and from the disk; or returns the number of a block that is damaged."""
     cached = state.borrow()
     try:
-        content = bytearray(length)
+        # What was read, and what was lent, goes to the kernel as it is: a copy of a megabyte costs as much as reading it.
+        parts: list[Content] = []
         at = 0
         while at < length:
             block, inside = divmod(position + at, BLOCK_BYTES)
             part = min(BLOCK_BYTES - inside, length - at)
             lent = loans.get(block)
             if lent is not None:
-                content[at : at + part] = lent[inside : inside + part]
+                parts.append(memoryview(lent)[inside : inside + part])
             elif cached is None or not cached.servable:
                 return block
             else:
                 try:
                     if cached.is_checked(block):
-                        content[at : at + part] = cached.read(position + at, part)
+                        parts.append(cached.read(position + at, part))
                     else:
                         whole = cached.read_block(block)
                         if whole is None:
                             return block
-                        content[at : at + part] = whole[inside : inside + part]
+                        parts.append(memoryview(whole)[inside : inside + part])
                 except (OSError, Corrupt):
                     cached.doubt(block)
                     return block
             at += part
         if state.error is not None:  # set aside while we read: its pages in the kernel are taken back once we have gone
             raise state.error
-        deliver(content)
+        deliver(*parts)
         return None
     finally:
         if cached is not None:
