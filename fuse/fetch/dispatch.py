@@ -14,6 +14,7 @@ from typing import Final
 
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.pace import Pace
+from fuse.fetch.pressure import Pressure
 from fuse.fetch.queue import LEAST_BACKGROUND, RUN_LIMITS, Priority, Queue, Run
 from fuse.fetch.shares import Shares
 from fuse.fetch.trouble import FOREVER
@@ -31,6 +32,7 @@ class Dispatcher:
         self.queue: Final[Queue[BlobState]] = Queue(lanes, shares)
         """Used with the lock held."""
         self._pace = Pace(lanes)
+        self._pressure = Pressure()
         self._general = threading.Condition(self.lock)
         self._urgent = threading.Condition(self.lock)
         self._turn = threading.Condition(self.lock)
@@ -129,8 +131,9 @@ class Dispatcher:
         blocks = int(_RUN_S / max(seconds_per_block, 0.001)) // 4 * 4
         with self.lock:
             self.queue.background_limit = max(LEAST_BACKGROUND, min(RUN_LIMITS[Priority.BACKGROUND], blocks))
-            self._pace.sample(time.monotonic(), time.process_time())
-            self.queue.background_runs_limit = self._pace.lanes
+            now = time.monotonic()
+            self._pace.sample(now, time.process_time())
+            self.queue.background_runs_limit = 1 if self._pressure.is_short(now) else self._pace.lanes
             self.kick_locked()
 
     @property

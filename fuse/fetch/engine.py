@@ -220,8 +220,8 @@ class Engine:
                 port.lent.add(number)
         port.sink.send(protocol.Opened(blob=number, proven=proven), fds)
 
-    def want(self, port: Port, number: int, first: int, count: int, priority: Priority) -> None:
-        """Wishes blocks; a demand is answered for every block of the range."""
+    def want(self, port: Port, number: int, first: int, count: int, priority: Priority, *, front: bool = False) -> None:
+        """Wishes blocks; a demand is answered for every block of the range. `front`: before its others of this priority."""
         blob = port.mount.blobs[number]
         if not 0 <= first < blob.blocks or count <= 0:
             return
@@ -244,7 +244,7 @@ class Engine:
             if self._queue.crowded(port):
                 raise ValueError("a session wishes more than any reader needs")
             if not rejected and not (trouble and priority is Priority.DEMAND):
-                self._queue.want(port, blob, first, end - first, priority)
+                self._queue.want(port, blob, first, end - first, priority, front=front)
                 self.dispatch.kick_locked()
         deliver(outbox)
         for block in lend:

@@ -306,7 +306,8 @@ class Want(_Message, frozen=True, kw_only=True, tag="want"):
     With `whole`, for all blocks of a blob: answered once, by a `Ready` of no blocks when the whole has been compared with its
     digest, or by a `Failed` or `Quarantined` of the blob.
 
-    With `anew`, what the session has wished at this priority before is forgotten: the order has changed."""
+    With `anew`, what the session has wished at this priority before is forgotten: the order has changed. With `front`, it goes
+    before what the session has wished at this priority; a fetcher that does not know that puts it behind."""
 
     blob: int
     first: int
@@ -314,6 +315,7 @@ class Want(_Message, frozen=True, kw_only=True, tag="want"):
     priority: Priority
     whole: bool = False
     anew: bool = False
+    front: bool = False
 
 
 class Damaged(_Message, frozen=True, kw_only=True, tag="damaged"):

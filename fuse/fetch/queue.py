@@ -135,14 +135,22 @@ class Queue(Generic[B]):
 
     # ---- wishes ----
 
-    def want(self, owner: Hashable, blob: B, first: int, count: int, priority: Priority) -> None:
-        """Adds a wish for the blocks of the range that are not present; an indivisible blob is always wished whole."""
+    def want(
+        self, owner: Hashable, blob: B, first: int, count: int, priority: Priority, *, front: bool = False
+    ) -> None:
+        """Adds a wish for the blocks of the range that are not present; an indivisible blob is always wished whole.
+
+        `front`: before what the owner wishes already at this priority, which may be the same blocks: those are passed over later.
+        """
         end = min(first + count, blob.blocks)
         if blob.indivisible:
             first, end = 0, blob.blocks
         if first >= end:
             return
         line = self._line(owner, priority)
+        if front:
+            line.appendleft(Wish(owner, blob, first, end, priority))
+            return
         last = line[-1] if line else None
         if last is not None and last.blob is blob and last.first <= first <= last.end:
             last.end = max(last.end, end)  # what is asked for again, or goes on, takes no room of its own

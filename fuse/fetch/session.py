@@ -224,7 +224,9 @@ class Session:
                     priority = PRIORITIES[message.priority]
                     if message.anew:
                         self._engine.forget_wishes(self._port, priority)
-                    self._engine.want(self._port, message.blob, message.first, message.count, priority)
+                    self._engine.want(
+                        self._port, message.blob, message.first, message.count, priority, front=message.front
+                    )
             case protocol.Open():
                 self._engine.open(self._port, message.blob, live=message.live)
             case protocol.Damaged():

@@ -20,6 +20,7 @@ from fuse.cache.index import BLOCK_BYTES, entry_of
 from fuse.cache.store import BlobWriter
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.engine import Engine
+from fuse.fetch.spare import Spare
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -30,7 +31,7 @@ _TURN_BLOCKS: Final = 64
 """After so many blocks another blob has its turn."""
 _FEW_CORES: Final = 4
 _DEFER_S: Final = 20.0
-"""On a machine of few cores hashing leaves them to transfers that need them, for so long at most."""
+"""On a machine of few cores hashing leaves them to transfers and loads that need them, for so long at most."""
 _DEFER_STEP_S: Final = 0.1
 _SYNC_AGAIN_S: Final = 30.0
 """After a disk has refused to confirm what was written."""
@@ -50,6 +51,7 @@ class Verifier(threading.Thread):
         self._hashes: dict[BlobState, tuple[int, _Hash]] = {}
         self._buffer: memoryview | None = None
         self._deferred_s = 0.0
+        self._spare = Spare()
         self._unsynced: dict[BlobState, float] = {}
         """Blobs that match, but may not be on the disk, and when to look again. The verifier's thread alone touches it."""
         engine.shelf.on_hashable = self.look_at
@@ -77,7 +79,7 @@ class Verifier(threading.Thread):
                 continue
             try:
                 if not blob.awaiting_whole:
-                    self._defer()
+                    self._defer(blob)
                 if self._advance(blob):
                     self.look_at(blob)
             except Exception:  # noqa: BLE001  (the edge of a thread)
@@ -85,12 +87,17 @@ class Verifier(threading.Thread):
             finally:
                 self._engine.shelf.unreference(blob)
 
-    def _defer(self) -> None:
-        """Lets transfers go first where they and hashing would share one or two cores."""
+    def _defer(self, blob: BlobState) -> None:
+        """Lets transfers go first where they and hashing would share one or two cores, and readers of what has come.
+
+        What is hashed in one turn is done sooner than it is put off for readers.
+        """
         if len(os.sched_getaffinity(0)) > _FEW_CORES:
             return
         began = time.monotonic()
-        while self._deferred_s + time.monotonic() - began < _DEFER_S and self._engine.dispatch.crowded:
+        while self._deferred_s + time.monotonic() - began < _DEFER_S and (
+            self._engine.dispatch.crowded or (blob.blocks > _TURN_BLOCKS and not self._spare.room())
+        ):
             if self._end.wait(_DEFER_STEP_S):
                 break
         self._deferred_s += time.monotonic() - began

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -27,7 +27,8 @@ from fuse.cache.blob import CachedBlob
 from fuse.errors import Corrupt
 from fuse.fetch.protocol import BLOCK_BYTES
 from fuse.filesystem.tree import Tree
-from fuse.prefetch.streams import MAX_WINDOW_BYTES, Streams
+from fuse.prefetch.beginnings import Beginnings
+from fuse.prefetch.streams import MAX_WINDOW_BYTES, BothWays
 from fuse.prefetch.touches import Touches
 from fuse.worker.served import Served
 from fuse.worker.session_client import BlobState, FetchSession
@@ -39,11 +40,17 @@ REPAIRS: Final = 3
 """How often one read lets a damaged block be fetched anew before it gives up on the disk."""
 DISK_THREADS: Final = 16
 LENT_READS: Final = 16
-"""How many reads at a time hold blocks of a cache that takes nothing: each up to two blocks, and the bytes that it delivers."""
+"""How many reads at a time hold blocks of a cache that takes nothing: each up to two blocks, which it delivers as they are."""
 _SHIFT: Final = BLOCK_BYTES.bit_length() - 1
 
 Content = bytes | bytearray | memoryview
-Deliver = Callable[[Content], None]
+
+
+class Deliver(Protocol):
+    """Takes the bytes of a READ, in parts that follow each other; they are not used again."""
+
+    def __call__(self, *parts: Content) -> None: ...
+
 
 _log = structlog.get_logger()
 
@@ -79,9 +86,10 @@ class Reader:
         self._clock = clock
         self._touches = touches or Touches(tree.table)
         self._on_open = on_open
-        self._streams = Streams()
+        self._streams = BothWays()
+        self._beginnings = Beginnings(tree.table)
         self._watching = threading.Lock()
-        """Held while the streams look at a read."""
+        """Held while the streams and beginnings look at a read."""
         self._disk = trio.CapacityLimiter(DISK_THREADS)
         self._turns = trio.CapacityLimiter(LENT_READS)
         self._served = Served()
@@ -98,7 +106,7 @@ class Reader:
         if not full:
             # A stream's end, with what the kernel reads ahead and the rest of its blocks, stays within 5 % of a small model.
             limit = min(limit, self._tree.table.total_bytes // 64 // BLOCK_BYTES * BLOCK_BYTES)
-        self._streams.max_window_bytes = limit
+        self._streams.limit(limit)
 
     def prepare(self, ino: int) -> None:
         """A file is being opened. Raises Corrupt when its blob is quarantined. On trio's thread."""
@@ -128,8 +136,8 @@ class Reader:
             finally:
                 server.done()
         parts: list[bytes] = []
-        await self.read_later(ino, offset, size, lambda found: parts.append(bytes(found)))
-        return parts[0]
+        await self.read_later(ino, offset, size, lambda *found: parts.extend(map(bytes, found)))
+        return b"".join(parts)
 
     async def read_later(self, ino: int, offset: int, size: int, deliver: Deliver) -> None:
         """Calls `deliver` with the bytes of file `ino` at `offset`, cut at its end, in a thread, once.
@@ -140,13 +148,15 @@ class Reader:
         length = min(size, file_size - offset)
         self._own.reads += 1
         if length <= 0 or blob < 0:
-            deliver(b"")
+            deliver()
             return
         self._own.bytes_read += length
         await self._wait_and_load(self._session.blobs[blob], start + offset, length, deliver)
 
     def _look_ahead(self, state: BlobState, cached: CachedBlob | None, ino: int, offset: int, length: int) -> None:
         """On any thread; `cached` is borrowed."""
+        if self._beginnings.is_news(ino, offset):
+            self._note_beginning(cached, ino, offset)
         with self._watching:
             wanted = self._streams.observe(ino, offset, length)
         for ahead, ahead_length in wanted:
@@ -158,6 +168,20 @@ class Reader:
             count = ((start + end - 1) >> _SHIFT) - first + 1
             if cached is None or not cached.has(first, count):
                 self._session.wish(state.index, first, count)
+
+    def _note_beginning(self, cached: CachedBlob | None, ino: int, offset: int) -> None:
+        def beginning(count: int) -> bytearray | None:
+            start = self._tree.extent(ino).offset
+            # Not compared with its checksum: it decides about order only.
+            return cached.try_read_nowait(start, count) if cached is not None and cached.has(start >> _SHIFT) else None
+
+        with self._watching:
+            header = self._beginnings.header(ino, offset, beginning)
+            data = self._beginnings.data(ino, offset)
+        if header is not None:
+            self._session.wish(header.blob, header.first, header.blocks)
+        if data is not None:
+            self._session.prefer(data)
 
     async def _wait_and_load(self, state: BlobState, position: int, length: int, deliver: Deliver) -> None:
         if await self._loaded(state, position, length, deliver, lent=False):
@@ -323,32 +347,33 @@ def _load(state: BlobState, position: int, length: int, loans: dict[int, bytes],
     """Runs in a thread: delivers the bytes, from loans and from the disk; or returns the number of a block that is damaged."""
     cached = state.borrow()
     try:
-        content = bytearray(length)
+        # What was read, and what was lent, goes to the kernel as it is: a copy of a megabyte costs as much as reading it.
+        parts: list[Content] = []
         at = 0
         while at < length:
             block, inside = divmod(position + at, BLOCK_BYTES)
             part = min(BLOCK_BYTES - inside, length - at)
             lent = loans.get(block)
             if lent is not None:
-                content[at : at + part] = lent[inside : inside + part]
+                parts.append(memoryview(lent)[inside : inside + part])
             elif cached is None or not cached.servable:
                 return block
             else:
                 try:
                     if cached.is_checked(block):
-                        content[at : at + part] = cached.read(position + at, part)
+                        parts.append(cached.read(position + at, part))
                     else:
                         whole = cached.read_block(block)
                         if whole is None:
                             return block
-                        content[at : at + part] = whole[inside : inside + part]
+                        parts.append(memoryview(whole)[inside : inside + part])
                 except (OSError, Corrupt):
                     cached.doubt(block)
                     return block
             at += part
         if state.error is not None:  # set aside while we read: its pages in the kernel are taken back once we have gone
             raise state.error
-        deliver(content)
+        deliver(*parts)
         return None
     finally:
         if cached is not None:

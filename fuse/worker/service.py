@@ -23,6 +23,7 @@ from fuse.filesystem.table import Table
 from fuse.filesystem.tree import Tree
 from fuse.prefetch import order
 from fuse.prefetch.touches import Touches
+from fuse.worker.hinting import Hinting
 from fuse.worker.learning import Learning
 from fuse.worker.operations import TreeOperations
 from fuse.worker.reader import Reader
@@ -47,13 +48,14 @@ class Worker:
         self._fetch = FetchSession(
             len(table.blobs),
             withheld=_withheld(table) if start.spec.verify == "strict" else frozenset(),
-            background=lambda learned: order.ranges(table, learned),
+            background=lambda learned: order.ranges(table, learned, self._hinting.named),
             on_condition=self._condition_changed,
             on_quarantine=self._quarantined,
         )
         touches = Touches(table)
         self._learning = Learning(touches, self._fetch.tell_learned)
         self._reader = Reader(self._tree, self._fetch, touches=touches, on_open=self._learning.opened)
+        self._hinting = Hinting(self._tree, self._reader, self._fetch)
         self._operations = TreeOperations(self._tree, self._reader)
         self._set_prefetch(start.spec.prefetch)
         self._session = Session(self._operations, self._reader, device, start.init, start.reply, resend=start.resend)
@@ -70,6 +72,7 @@ class Worker:
                 self._nursery = nursery
                 await nursery.start(self._fetch_always, control, self._first_session)
                 nursery.start_soon(self._learning.run)
+                nursery.start_soon(self._hinting.run)
                 async with self._session.serving():
                     await self._send(control, spec.Started(reply=self._session.reply))
                     nursery.start_soon(self._listen, control)
@@ -86,6 +89,8 @@ class Worker:
     def _set_prefetch(self, prefetch: spec.Prefetch) -> None:
         self._fetch.set_prefetch(prefetch == "full")
         self._reader.set_prefetch(prefetch == "full")
+        if prefetch == "full":
+            self._hinting.wanted.set()
 
     # ---- the fetcher ----
 

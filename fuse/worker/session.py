@@ -16,7 +16,7 @@ import errno
 import os
 import select
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,12 @@ _SIGKILL: Final = 1 << (9 - 1)
 _log = structlog.get_logger()
 
 
+class Deliver(Protocol):
+    """Takes the bytes of a READ, in parts that follow each other."""
+
+    def __call__(self, *parts: bytes | bytearray | memoryview) -> None: ...
+
+
 class Reads(Protocol):
     """Where the bytes of READs come from; `fuse.worker.reader.Reader` is one."""
 
@@ -52,9 +58,7 @@ class Reads(Protocol):
         """For one more thread. Thread-safe."""
         ...
 
-    async def read_later(
-        self, ino: int, offset: int, size: int, deliver: Callable[[bytes | bytearray | memoryview], None]
-    ) -> None:
+    async def read_later(self, ino: int, offset: int, size: int, deliver: Deliver) -> None:
         """Waits for the bytes, and delivers them from some thread. Raises a WeightlessError when there will be none."""
         ...
 

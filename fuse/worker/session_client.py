@@ -247,6 +247,14 @@ class FetchSession:
     def wish(self, blob: int, first: int, count: int) -> None:
         """Asks for blocks that will be read soon; there is no answer. From any thread."""
         self._wishes.append(protocol.Want(blob=blob, first=first, count=count, priority="readahead"))
+        self._awake_soon()
+
+    def prefer(self, found: Range) -> None:
+        """A load has come to this: with prefetch it is fetched before the rest. From any thread."""
+        if self._background.prefer(found):
+            self._awake_soon()
+
+    def _awake_soon(self) -> None:
         if self._token is not None:
             with suppress(trio.RunFinishedError):
                 self._token.run_sync_soon(self._awake, idempotent=True)
@@ -262,6 +270,11 @@ class FetchSession:
     def set_prefetch(self, on: bool) -> None:
         """Whether the rest is fetched in the background; what was asked already is not taken back."""
         self._background.turn(on)
+        self._wake.set()
+
+    def plan_anew(self) -> None:
+        """`background` plans otherwise from now on."""
+        self._background.plan_anew()
         self._wake.set()
 
     async def run(self, sock: socket.socket, *, last_words: Callable[[], Runs] = tuple) -> None:

@@ -489,3 +489,18 @@ def test_runs_of_a_blob_with_a_grain_cover_whole_chunks(
         assert end % 4 == 0 or end == 37
     for first, count, _ in asked:
         assert set(range(first, min(first + count, 37))) <= blob.present
+
+
+def test_what_a_load_has_come_to_goes_before_what_was_wished() -> None:
+    """The last that was put in front first; its blocks are fetched once, other owners and priorities as ever."""
+    queue: Queue[FakeBlob] = Queue(1)
+    one, two = FakeBlob(24), FakeBlob(24)
+    queue.want(1, one, 0, 24, BACKGROUND)
+    queue.want(1, two, 0, 24, BACKGROUND)
+    queue.want(1, two, 0, 8, BACKGROUND, front=True)
+    queue.want(1, two, 8, 16, BACKGROUND, front=True)
+    queue.want(1, one, 20, 1, READAHEAD)
+    fetched = drain(queue)
+
+    assert [(one, 20), (two, 8), (two, 0), (one, 0)] == [(blob, first) for blob, first, _ in fetched][:4]
+    assert 48 == sum(end - first for _, first, end in fetched)

@@ -126,3 +126,44 @@ def test_every_block_of_every_blob_is_named_exactly_once(
     ]
 
     assert sorted(named) == [(blob, block) for blob in range(3) for block in range(21)]
+
+
+def test_shards_that_an_index_names_come_before_the_same_model_in_other_forms() -> None:
+    """Safetensors before formats that loaders pass over, what an index names before what it does not, then by number."""
+    names = [
+        "consolidated.safetensors",
+        "pytorch_model-00001-of-00002.bin",
+        "pytorch_model-00002-of-00002.bin",
+        "model-00002-of-00002.safetensors",
+        "model-00001-of-00002.safetensors",
+        "training.pt",
+        "traces.dat",
+    ]
+    table = table_of([(name, blob, 0, 2 * MIB) for blob, name in enumerate(names)], [2 * MIB] * len(names))
+    expected = [4, 3, 0, 1, 2, 5]  # blobs
+
+    found = list(ranges(table, (), {2 + 3, 2 + 4, 2 + 1, 2 + 2}))
+    assert [Range(blob, 0, 1) for blob in expected] + [Range(blob, 1, 1) for blob in expected] == found[:-1]
+    assert Range(6, 0, 2) == found[-1]
+
+
+def test_an_index_comes_with_the_small_files_though_it_is_large() -> None:
+    """One of a mixture of experts has many megabytes; what calls itself so and is huge waits."""
+    table = table_of(
+        [
+            ("model.safetensors", 0, 0, 4 * MIB),
+            ("model.safetensors.index.json", 1, 0, 9 * MIB),
+            ("huge.index.json", 2, 0, 17 * MIB),
+        ],
+        [4 * MIB, 9 * MIB, 17 * MIB],
+    )
+
+    assert [Range(1, 0, 9), Range(0, 0, 1), Range(0, 1, 3), Range(2, 0, 17)] == list(ranges(table))
+
+
+def test_the_head_of_a_gguf_holds_its_vocabulary() -> None:
+    """Only that of a single file or of the first shard of a split one."""
+    names = ["one.gguf", "two-00001-of-00003.gguf", "two-00002-of-00003.gguf", "two-00011-of-00013.gguf"]
+    table = table_of([(name, blob, 0, 20 * MIB) for blob, name in enumerate(names)], [20 * MIB] * len(names))
+
+    assert [Range(0, 0, 8), Range(1, 0, 8), Range(2, 0, 1), Range(3, 0, 1)] == list(ranges(table))[:4]

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fuse.prefetch.streams import FIRST_WINDOW_BYTES, MAX_STREAMS, MIB, Streams
+from fuse.prefetch.streams import FIRST_WINDOW_BYTES, MAX_STREAMS, MIB, BothWays, Streams
 
 FILE = 7
 
@@ -115,3 +115,65 @@ def test_memory_is_bounded() -> None:
         streams.observe(number, 0, 4096)
 
     assert len(streams) == MAX_STREAMS
+
+
+def test_window_shrinks_when_little_of_what_is_passed_is_read() -> None:
+    """A stream that goes over to one megabyte in eight soon asks for nothing; one that comes back to reading all does again."""
+    streams, front = Streams(), 64 * MIB
+    asked = read(streams, list(range(0, front, MIB)))
+    ahead = max(start + length for start, length in asked)
+    sparse = [front + step * 8 * MIB for step in range(100)]
+    wasted = read(streams, sparse)
+
+    assert sum(length for start, length in wasted if start + length > ahead) <= 2 * front
+    assert read(streams, [sparse[-1] + step * 8 * MIB for step in range(1, 100)]) == []
+    assert read(streams, [sparse[-1] + 792 * MIB + step * MIB for step in range(1, 10)]) != []
+
+
+def test_what_was_passed_over_and_read_late_costs_no_window() -> None:
+    """Two processes that share a file handle, one of them half a group behind: as far ahead as one that reads in order."""
+    in_order, shared = Streams(), Streams()
+    read(in_order, [number * MIB for number in range(256)])
+    read(shared, [number * MIB for group in range(0, 256, 4) for number in (group + 2, group + 3, group, group + 1)])
+    (one,), (other,) = in_order._streams.values(), shared._streams.values()
+
+    assert 256 * MIB == one.run
+    assert 250 * MIB <= other.run <= 256 * MIB
+    assert 0 == other.passed
+
+
+def read_backward(streams: BothWays, start: int, end: int, size: int = 516 * 1024) -> list[tuple[int, int]]:
+    """As memcpy(3) may read what is mapped: the kernel reads around each page that is missing."""
+    found: list[tuple[int, int]] = []
+    while end > start:
+        offset = max(start, end - size)
+        found += streams.observe(FILE, offset, end - offset)
+        end = offset
+    return found
+
+
+def test_backward_reads_are_ahead_too() -> None:
+    """From the end of a tensor down, without gap or repetition; nothing is asked for above it, nor below zero."""
+    asked = read_backward(BothWays(), 0, 40 * MIB)
+
+    assert asked[0][0] + asked[0][1] >= 38 * MIB
+    assert [start for start, _ in asked[:-1]] == [start + length for start, length in asked[1:]]
+    assert 0 == asked[-1][0]
+
+
+def test_window_is_never_more_than_was_read_backward() -> None:
+    """What lies below a tensor costs no more than the tensor."""
+    asked = read_backward(BothWays(), 100 * MIB, 116 * MIB)
+
+    assert min(start for start, _ in asked) >= 84 * MIB
+    assert max(start + length for start, length in asked) <= 116 * MIB
+
+
+def test_each_direction_is_blind_to_the_other() -> None:
+    """A forward reader asks for nothing below its beginning, and a random one for next to nothing."""
+    forward, chance, streams = BothWays(), random.Random(6), BothWays()
+    asked = [found for step in range(64) for found in forward.observe(FILE, (1000 + step) * MIB, MIB)]
+    by_chance = [found for _ in range(1000) for found in streams.observe(FILE, chance.randrange(0, 100_000) * MIB, MIB)]
+
+    assert min(start for start, _ in asked) >= 1000 * MIB
+    assert sum(length for _, length in by_chance) < 20 * MIB

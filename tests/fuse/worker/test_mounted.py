@@ -16,6 +16,7 @@ import pytest
 from fuse import spec
 from fuse.errors import Fault
 from fuse.fetch import protocol
+from fuse.mounting import device
 from tests.support.fetchsession import BLOCK
 from tests.support.fusemount import bound, unmount, user_namespace
 from tests.support.waiting import until
@@ -329,6 +330,49 @@ def test_one_tensor_costs_little_more_than_itself() -> None:
             for block in range(want.first, want.first + want.count)
         }
         assert len(asked) - 8 < 0.05 * 150
+
+
+LOADED = random.Random(6).randbytes(32 * BLOCK)
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()[::4096]
+
+
+def _touched(path: Path) -> bytes:
+    """Mapped, page by page in order, as llama.cpp reads; in a process of its own as `_mapped`."""
+    return _first_of_each_page(path, "mapped[::4096]")
+
+
+def _copied(path: Path) -> bytes:
+    """Mapped and copied at once, as safetensors does: by memcpy(3), which goes in the direction that it likes."""
+    return _first_of_each_page(path, "mapped[:][::4096]")
+
+
+def _first_of_each_page(path: Path, how: str) -> bytes:
+    program = (
+        "import mmap, sys; file = open(sys.argv[1], 'rb'); mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ);"
+        f"sys.stdout.buffer.write({how})"
+    )
+    return subprocess.run([sys.executable, "-c", program, path], stdout=subprocess.PIPE, check=True, timeout=30).stdout
+
+
+@pytest.mark.parametrize(("load", "reads"), [(_read, 36), (_touched, 36), (_copied, 68)])
+@pytest.mark.parametrize("cold", [True, False], ids=["cold", "complete"])
+def test_a_load_costs_few_requests_and_one_copy(load: Callable[[Path], bytes], reads: int, cold: bool) -> None:
+    """Of 32 MiB, with the kernel's settings of a real mount: each byte is copied to the kernel once, READs are large, and the
+    fetcher is asked for each block once, and for a few windows ahead."""
+    with mounted_worker([LOADED], {"model.safetensors": (0, 0, len(LOADED))}) as worker:
+        if not cold:
+            worker.fetcher.blobs[0].fill()
+        worker.mount.set_read_ahead(device.READ_AHEAD_KB)
+        assert load(worker.path / "model.safetensors") == LOADED[::4096]
+        report = worker.report()
+        assert report.bytes_read == len(LOADED)
+        assert report.reads <= reads
+        demanded = worker.fetcher.demanded()
+        assert len(demanded) == len(set(demanded))
+        assert len(worker.fetcher.wants("demand")) + len(worker.fetcher.wants("readahead")) <= (48 if cold else 0)
 
 
 def test_worker_ends_with_its_holder() -> None:

@@ -300,10 +300,11 @@ def test_what_is_lent_to_waiting_reads_is_bounded(tmp_path: Path, monkeypatch: p
         if full == "meanwhile":
             await bench.read(WHOLE, (blocks - 1) * BLOCK, 1)
         fetcher.uncached = fetcher.held = True
+        before = len(fetcher.demanded())
         async with trio.open_nursery() as nursery:
             for block in range(blocks - 1):
                 nursery.start_soon(read, block)
-            await bench.until(lambda: bench.reader.counters.waiting == blocks - 1 and fetcher.demanded())
+            await bench.until(lambda: bench.reader.counters.waiting == blocks - 1 and len(fetcher.demanded()) > before)
             fetcher.lend(lambda block: block % 2 == 0)
             await bench.until(lambda: peak)
             fetcher.release()
