@@ -120,11 +120,11 @@ def _fetcher_ahead(holder: HolderSettings) -> Iterator[threading.Event]:
 
 
 def _provisioner(manager: Mounts, access: AccessReader) -> Provisioner:
+    from csi.kubernetes.claims import Claims
     from csi.pinning import MountingPinner
     from csi.provisioner import Provisioner
-    from weightless.apiserver import ApiServer
 
-    return Provisioner(pinner=MountingPinner(manager), access=access, annotations=ApiServer().annotations)
+    return Provisioner(pinner=MountingPinner(manager), access=access, annotations=Claims().annotations)
 
 
 def needed(value: str | None, option: str, example: str) -> str:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from csi.kubernetes.claims import Claims
+from csi.kubernetes.cluster import in_cluster
 from csi.templates import Claim
 from fuse.errors import InvalidConfig, NotFound, Unavailable, WeightlessError
 from tests.support.dockerregistry import Certificates
-from weightless.apiserver import ApiServer
 
 CLAIM = Claim("team-a", "llama")
 PATH = "/api/v1/namespaces/team-a/persistentvolumeclaims/llama"
@@ -73,9 +74,13 @@ def account(tmp_path: Path, certificates: Certificates) -> Path:
     return tmp_path
 
 
+def claims(account: Path, server: Server) -> Claims:
+    return Claims(lambda: in_cluster(server.environment, account))
+
+
 def test_annotations_are_asked_for_with_the_token_of_now(server, account):
     """Kubelet renews the file while the controller runs."""
-    api = ApiServer(account, server.environment)
+    api = claims(account, server)
 
     assert {"model": "tiny:v1"} == api.annotations(CLAIM)
     (account / "token").write_text("second")
@@ -86,14 +91,14 @@ def test_annotations_are_asked_for_with_the_token_of_now(server, account):
 def test_a_claim_without_annotations_has_none(server, account):
     """The field is left out then."""
     server.content = b'{"metadata": {"name": "llama"}}'
-    assert {} == ApiServer(account, server.environment).annotations(CLAIM)
+    assert {} == claims(account, server).annotations(CLAIM)
 
 
 def test_a_name_is_no_path(server, account):
     """Names come from outside."""
     server.status = 404
     with pytest.raises(NotFound):
-        ApiServer(account, server.environment).annotations(Claim("a/../../secrets", "b?c"))
+        claims(account, server).annotations(Claim("a/../../secrets", "b?c"))
     assert "/api/v1/namespaces/a%2F..%2F..%2Fsecrets/persistentvolumeclaims/b%3Fc" == server.asked[0][0]
 
 
@@ -111,7 +116,7 @@ def test_each_answer_has_its_error(server, account, status: int, content: bytes,
     """It names the claim, and never the token."""
     server.status, server.content = status, content
     with pytest.raises(kind) as caught:
-        ApiServer(account, server.environment).annotations(CLAIM)
+        claims(account, server).annotations(CLAIM)
     assert "team-a/llama" in caught.value.where
     assert "first" not in str(caught.value)
 
@@ -121,7 +126,7 @@ def test_who_is_not_the_cluster_is_not_told_the_token(server, account, tmp_path_
     other = Certificates.create(tmp_path_factory.mktemp("other") / "ca")
     (account / "ca.crt").write_bytes(other.ca.read_bytes())
     with pytest.raises(Unavailable):
-        ApiServer(account, server.environment).annotations(CLAIM)
+        claims(account, server).annotations(CLAIM)
     assert [] == server.asked
 
 
@@ -131,5 +136,6 @@ def test_outside_of_a_pod_it_says_so(server, account, missing: str):
     environment = {name: value for name, value in server.environment.items() if name != missing}
     (account / missing).unlink(missing_ok=True)
     with pytest.raises(InvalidConfig) as caught:
-        ApiServer(account, environment).annotations(CLAIM)
-    assert missing in caught.value.where
+        Claims(lambda: in_cluster(environment, account)).annotations(CLAIM)
+    assert "team-a/llama" in caught.value.where
+    assert "automountServiceAccountToken" in caught.value.fix
