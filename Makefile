@@ -7,6 +7,8 @@ BIN := .venv/bin
 # Mounting with mount(2) and acting as a node plugin need root; everything else runs as whoever you are.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 PYTEST_ARGS ?=
+# Most of a test is waiting for processes to start and end: three at a time fill two processors.
+PYTEST_PROCESSES ?= 3
 
 .PHONY: help setup demo test faults check format bench clean
 
@@ -20,7 +22,7 @@ demo: setup ## Mount a real model from a small registry of its own, through the 
 	@$(AS_ROOT) $(BIN)/weightless demo
 
 test: setup ## Run all tests; those that mount need root and are skipped without it
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 faults: setup ## Run the fault suite in full: half an hour of kills, upgrades and faults under readers; needs root
 	@$(AS_ROOT) env WEIGHTLESS_FAULTS=full $(BIN)/pytest -o faulthandler_timeout=0 tests/faults $(PYTEST_ARGS)
