@@ -7,6 +7,8 @@ BIN := .venv/bin
 # Mounting with mount(2) and acting as a node plugin need root; everything else runs as whoever you are.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 PYTEST_ARGS ?=
+# Most of a test is waiting for processes to start and end: three at a time fill two processors.
+PYTEST_PROCESSES ?= 3
 
 .PHONY: help setup demo test conformance faults image-test check manifests format bench clean
 
@@ -20,7 +22,7 @@ demo: setup ## Mount a real model from a small registry of its own, through the 
 	@$(AS_ROOT) $(BIN)/weightless demo
 
 test: setup ## Run all tests; those that mount need root and are skipped without it
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 conformance: setup ## Run csi-sanity, the real program, and show its report (and build/csi-sanity-*.xml, JUnit); needs root, and Go
 	@$(AS_ROOT) env WEIGHTLESS_REPORTS=build $(BIN)/pytest -s tests/csi/test_sanity_program.py $(PYTEST_ARGS)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["tests.support.faulttable"]
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
@@ -33,3 +35,18 @@ def _kernel_prerequisites(request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("kernel"):
         need(os.geteuid() == 0, "mounting without fusermount3 needs root")
         need(Path("/dev/fuse").exists(), "/dev/fuse is missing (modprobe fuse)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest goes first, so that no process is alone with it in the end; and what `--dist loadgroup` keeps together.
+
+    That is the tests of a file, and the whole fault suite, which is not to disturb itself.
+    """
+    slow_first = ["faults", "e2e"]
+    items.sort(key=lambda item: (*slow_first, _folder(item)).index(_folder(item)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("faults" if _folder(item) == "faults" else item.nodeid.split("::")[0]))
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.path.parent.name
