@@ -20,6 +20,7 @@ max-bandwidth = "200MB"
 [registry]
 offline = "refuse"      # or "allow": mount what the same credentials mounted before while the registry cannot be reached
 offline-hours = 72      # how old that proof may be
+allowed = ["registry.example.com/models", "*.example.com"]   # what may be mounted; without it, everything
 [credentials]           # of pods: whose count, and where they are (docs/credentials.md)
 allow = ["pod-identity", "publish-secret", "driver-secret", "node-identity", "anonymous"]
 docker-config = "/etc/weightless/docker"                # config.json, or a mounted secret: counts for every pod
@@ -84,6 +85,7 @@ _CHOICES: Final = {
     "offline": "one of refuse, allow",
     "allow": f"a list of {', '.join(RUNGS)}",
     "provider-user": "the number of a user; 0 is root",
+    "allowed": 'a list of patterns, as in ["registry.example.com/models", "*.example.com"]',
     "offline-hours": "a number of hours above 0, up to 8760",
     "max-volumes": "a whole number; 0 means no limit",
     **dict.fromkeys(
@@ -144,6 +146,8 @@ class FetchSection(TrafficSection, frozen=True, kw_only=True, rename="kebab", fo
 class RegistrySection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     offline: Literal["refuse", "allow"] = "refuse"
     offline_hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 72.0
+    allowed: tuple[str, ...] | None = None
+    """Patterns as kubelet's matchImages; None: everything. An empty list allows nothing."""
 
     @property
     def offline_s(self) -> float:
@@ -218,6 +222,9 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
 
     def check(self) -> None:
         """Raises InvalidRequest, with the key, for what has the right type and says nothing."""
+        for pattern in self.registry.allowed or ():
+            with _within("registry.allowed"):
+                _check_pattern(pattern)
         with _within("cache.quota"):
             _ = self.quota_bytes
         with _within("credentials"):
@@ -313,4 +320,14 @@ def _check_host(host: str) -> None:
     if not same:
         raise InvalidRequest(
             "no reference has this registry", fix="name it as references do: host or host:port; Docker Hub is docker.io"
+        )
+
+
+def _check_pattern(pattern: str) -> None:
+    """A pattern that could match nothing was meant for something else."""
+    host, _, path = pattern.partition("/")
+    if "://" in pattern or "@" in pattern or not host or pattern != pattern.strip() or ":" in path or "*" in path:
+        raise InvalidRequest(
+            f"{pattern!r:.200} is no pattern of artifacts",
+            fix="write host[:port][/path], without scheme, tag and digest; * stands for one label of the host",
         )

@@ -110,6 +110,7 @@ def access_reader(settings: Settings, *, local_allowed: bool = True) -> AccessRe
         credentials=None if local_allowed else ladder(settings.config.credentials),
         local_allowed=local_allowed,
         offline_s=settings.config.registry.offline_s,
+        allowed=settings.config.registry.allowed,
     )
 
 

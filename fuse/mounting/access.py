@@ -15,7 +15,8 @@ import msgspec
 from fuse.artifact.reference import Reference
 from fuse.credentials.given import Given, Rung
 from fuse.credentials.ladder import Credentials, Found, OwnCredentials
-from fuse.errors import Forbidden, Unauthenticated, WeightlessError
+from fuse.credentials.matching import matches
+from fuse.errors import AddressRefused, Forbidden, Unauthenticated, WeightlessError
 from fuse.registry.access import Access, Credential
 from fuse.registry.hosts import load_access
 
@@ -76,6 +77,8 @@ class AccessReader:
     """Whether loopback addresses may be reached: yes for a user's own command, no for a node plugin."""
     offline_s: float = 0.0
     """`Access.offline_s`: the administrator's policy for a registry that cannot be reached."""
+    allowed: tuple[str, ...] | None = None
+    """Patterns (`fuse.credentials.matching`) of what may be mounted at all; None: everything."""
 
     def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access:
         """As `admit`, for who needs no more."""
@@ -92,9 +95,16 @@ class AccessReader:
         """What to ask the registry with. `fresh`: what was remembered of credentials does not count.
 
         Raises InvalidReference, InvalidRequest (secrets), InvalidConfig (hosts.toml, config.json, providers), Cancelled, and
-        Unauthenticated where there are no credentials and the administrator wants some.
+        Unauthenticated where there are no credentials and the administrator wants some, AddressRefused for what is not `allowed`:
+        then no credential is looked up, and nobody is asked.
         """
         named = Reference.parse(reference)
+        if self.allowed is not None and not any(matches(pattern, named.name) for pattern in self.allowed):
+            raise AddressRefused(
+                "this node mounts nothing from there",
+                where=named.name,
+                fix="use an artifact that is allowed, or let an administrator add this one to [registry] allowed",
+            )
         source = self._source
         climb = source.climb(given, named.host, cancel=cancel or threading.Event(), fresh=fresh)
         found: dict[str, Found] = {}

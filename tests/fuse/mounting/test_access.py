@@ -10,7 +10,7 @@ import pytest
 
 from fuse.credentials.given import Given, Rung, ServiceAccount
 from fuse.credentials.ladder import Ladder
-from fuse.errors import Forbidden, InvalidRequest, Unauthenticated, Unavailable
+from fuse.errors import AddressRefused, Forbidden, InvalidConfig, InvalidRequest, Unauthenticated, Unavailable
 from fuse.mounting.access import AccessReader, Admission
 from fuse.registry.access import Access
 
@@ -97,3 +97,32 @@ def test_a_refusal_says_whose_credentials_they_were(rung: Rung, words: str) -> N
     assert str(admission.explained(better)).startswith("m: no (tell whoever runs the registry; ")
     other = Unavailable("down")
     assert other is admission.explained(other)
+
+
+@pytest.mark.parametrize(
+    ("reference", "allowed"),
+    [
+        (f"{REGISTRY}/models/llama:v1", True),
+        (f"{REGISTRY}/models-of-others/llama:v1", False),
+        (f"{REGISTRY}/other:v1", False),
+        ("a.models.example.com/m:v1", True),
+        ("models.example.com/m:v1", False),
+        ("a.b.models.example.com/m:v1", False),
+        (f"{REGISTRY}:8443/models/llama:v1", False),
+        ("llama", False),
+    ],
+)
+def test_only_what_is_allowed_is_asked_for(tmp_path: Path, reference: str, allowed: bool) -> None:
+    """What is not is refused before a credential of anybody is looked up."""
+    node = reader(tmp_path, allowed=(f"{REGISTRY}/models", "*.models.example.com"))
+    (tmp_path / "docker" / "config.json").write_text("broken")
+
+    with pytest.raises(InvalidConfig if allowed else AddressRefused) as caught:
+        node.access(reference)
+    assert allowed or "[registry] allowed" in caught.value.fix
+
+
+def test_an_empty_list_allows_nothing(tmp_path: Path) -> None:
+    """It is not the same as no list."""
+    with pytest.raises(AddressRefused):
+        reader(tmp_path, allowed=()).access(f"{REGISTRY}/m:v1")
