@@ -85,7 +85,7 @@ class Container:
 
     def run(self, *command: object, user: str = "") -> str:
         answer = subprocess.run(
-            self._command(command, user, None), capture_output=True, text=True, check=False, timeout=60
+            self._command(command, user, None), capture_output=True, text=True, check=False, timeout=300
         )
         assert answer.returncode == 0, answer.stderr
         return answer.stdout.strip()
