@@ -11,6 +11,7 @@ log-level = "info"
 [cache]
 quota = "500GB"         # what the cache may hold; without it, what the disk has
 free-space = 0.15       # the share of the disk that stays free
+native-copies = "auto"  # or "off": copy no large members of tars into the cache, which native mounts need
 [fetch]
 connections = 8         # to one registry, at once
 max-bandwidth = "1GB"   # a second, from all registries; without it, what the link carries
@@ -76,6 +77,7 @@ _CHOICES: Final = {
     "verify": f"one of {', '.join(get_args(Verify))}",
     "log-level": f"one of {', '.join(get_args(LogLevel))}",
     "native": f"one of {', '.join(get_args(Native))}",
+    "native-copies": f"one of {', '.join(get_args(Native))}",
     "without-resend": f"one of {', '.join(get_args(WithoutResend))}",
     "free-space": "a share of the disk from 0 to below 1, such as 0.15",
     "connections": "a whole number from 1 to 256",
@@ -108,6 +110,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid
 class CacheSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     quota: str | int | None = None
     free_space: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+    native_copies: Native | None = None
 
 
 class TrafficSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
