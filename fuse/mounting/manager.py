@@ -4,9 +4,12 @@ Who may die: a worker (another takes the mount over), the fetcher (another is st
 anew), the keeper (another is filled), this process (its successor takes back what the keeper held, `start`), and the mount
 itself, when a user unmounts it (`on_gone`). `fuse.mounting.supervisor` does the first two.
 
-Threads: every public method may be called from any thread. `_lock` guards the dictionary of mounts and is held for moments;
-`Mount.lock` serialises what happens to one mount and may be held for seconds. It is taken before `_lock`, never inside of it.
-Repairs run on threads of their own, so that the watch thread never waits.
+This puts the parts together and says who has a mount when. What the steps of making one are is `fuse.mounting.making`'s, which
+ones there are `fuse.mounting.roll`'s, what a predecessor left `fuse.mounting.inheritance`'s.
+
+Threads: every public method may be called from any thread. `Mount.lock` serialises what happens to one mount and may be held for
+seconds; the roll's lock is held for moments, inside of it. Repairs run on threads of their own, so that the watch thread never
+waits.
 """
 
 from __future__ import annotations
@@ -14,22 +17,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
 
 import structlog
 
-from fuse import spec, wire
-from fuse.errors import Cancelled, Conflict, MountFailed, NotFound, WeightlessError
+from fuse import spec
 from fuse.filesystem.table import View
-from fuse.mounting import device, fusermount, process, rundir
+from fuse.mounting import device, rundir
 from fuse.mounting.chronicle import Chronicle
 from fuse.mounting.fetcher import FetcherClient
+from fuse.mounting.inheritance import Inheritance
 from fuse.mounting.keeping import Keeping
-from fuse.mounting.mount import Mount, Newer, Use, from_kept
+from fuse.mounting.making import CHECKPOINTS, Maker
+from fuse.mounting.mount import Mount, Use
 from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.reporting import Surroundings, describe, health
+from fuse.mounting.roll import Roll
 from fuse.mounting.spares import PAUSE_S as SPARE_PAUSE_S
 from fuse.mounting.status import Health, HolderTotals, MountStatus
 from fuse.mounting.supervisor import Supervisor
@@ -38,9 +42,6 @@ from fuse.mounting.watch import Watch
 from fuse.registry.access import Access
 
 __all__ = ["CHECKPOINTS", "Health", "HolderSettings", "LostMount", "MountManager", "MountStatus", "ResolvedArtifact"]
-
-CHECKPOINTS: Final = ("attached", "mounted", "kept", "started", "live")
-"""What `acquire` has done each time that it calls `checkpoint`; for a mount that is shared only the last one."""
 
 _log = structlog.get_logger()
 
@@ -52,17 +53,14 @@ class MountManager:
         """`on_gone` is called, without locks, from a thread of the manager, when a mount was ended by somebody else."""
         self.settings = settings
         self.on_gone = on_gone
-        self._mounts: dict[str, Mount] = {}
-        self._lock = threading.Lock()
-        self._closed = False
-        self._lost: list[LostMount] = []
-        self._left: set[str] = set()
-        """Names that the keeper holds for a later version of the program."""
+        self._mounts = Roll()
         self._run_lock = -1
         self._lock_path = settings.run_dir / f"{settings.name}.lock"
         self._watch: Watch
         self._keeping: Keeping
         self._supervisor: Supervisor
+        self._maker: Maker
+        self._inheritance: Inheritance
         self._around: Surroundings
         self._chronicle: Chronicle
 
@@ -86,7 +84,7 @@ class MountManager:
                 settings.keeper or settings.run_dir / f"{settings.name}.keeper",
                 self._watch,
                 choice="none" if not settings.use_keeper else "external" if settings.keeper else "own",
-                mounts=self._snapshot,
+                mounts=self._mounts.all,
                 found=self._found_late,
                 successor=settings.successor,
             )
@@ -95,21 +93,23 @@ class MountManager:
                 settings,
                 self._watch,
                 self._keeping,
-                mounts=self._snapshot,
+                mounts=self._mounts.all,
                 gone=self._kernel_ended,
                 abort=self._aborted,
             )
             undo.callback(self._supervisor.close)
+            self._maker = Maker(self._mounts, self._supervisor, self._keeping, settings.start_limit_s)
+            self._inheritance = Inheritance(self._mounts, self._keeping, self._supervisor.vitals)
             self._around = Surroundings(
                 fetcher=self._supervisor.fetcher, keeping=self._keeping, ledger=self._supervisor.ledger
             )
             self._chronicle = Chronicle(
-                mounts=self._snapshot, health=lambda mount: health(mount, self._around), refresh=self.statuses
+                mounts=self._mounts.all, health=lambda mount: health(mount, self._around), refresh=self.statuses
             )
             for name, fds in self._keeping.open(patient=patient):
-                self._take_back(name, fds)
+                self._inheritance.take(name, fds)
             undo.pop_all()
-        for mount in self._snapshot():
+        for mount in self._mounts.all():
             self._supervisor.repair_soon(mount)
         self._chronicle.start()
         self._supervisor.spares.refill(SPARE_PAUSE_S if self._mounts else 0.0)
@@ -120,32 +120,30 @@ class MountManager:
 
     def lost(self) -> list[LostMount]:
         """What could not be taken back."""
-        return list(self._lost)
+        return list(self._inheritance.lost)
 
     def close(self, *, keep: bool) -> None:
         """Ends every process that serves these mounts and returns when they are gone.
 
         With `keep` the mounts stay: requests wait until a successor serves them. Without, they are unmounted, busy ones lazily.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+        if not self._mounts.close():
+            return
         if keep and not self._keeping.wait_renewed():
             _log.error("mounts_not_kept", reason="there is no keeper: they end with this process")
         self._chronicle.close()
         self._supervisor.stop_repairs()
         if keep:
             # All of them first: each may take a while to answer what it is answering.
-            for mount in self._snapshot():
+            for mount in self._mounts.all():
                 if (worker := mount.worker) is not None:
                     worker.stop()
-        for mount in self._snapshot():
+        for mount in self._mounts.all():
             with mount.lock:
                 if mount.live:
                     if not keep:
-                        self._unmount_anyhow(mount)
-                    self._end(mount, keep=keep)
+                        self._maker.unmount_anyhow(mount)
+                    self._maker.end(mount, keep=keep)
         self._supervisor.close()
         self._keeping.close(wait=not keep)
         self._watch.close()
@@ -212,19 +210,16 @@ class MountManager:
         )
         while True:
             with mine.lock:
-                with self._lock:
-                    if self._closed:
-                        raise Cancelled("this process is ending")
-                    mount = self._mounts.setdefault(mine.id, mine)
+                mount = self._mounts.enter(mine)
                 if mount is mine:
-                    self._create(mine, artifact.content, checkpoint)
+                    self._maker.create(mine, artifact.content, checkpoint)
                     return mine.id
             with mount.lock:
                 # Not live: it failed, or was unmounted, while we waited. Then the next turn makes it ours.
                 if mount.live and device.gone(mount.device_fd):
-                    self._end(mount, keep=False)
+                    self._maker.end(mount, keep=False)
                 if mount.live:
-                    self._join(mount, grant, use, checkpoint)
+                    self._maker.join(mount, grant, use, checkpoint)
                     return mount.id
 
     def release(self, mount_id: str, grant: str) -> int:
@@ -235,13 +230,7 @@ class MountManager:
         with mount.lock:
             if not mount.live:
                 return 0
-            before = mount.prefetch
-            if mount.uses.pop(grant, None) is not None:
-                self._supervisor.revoke(mount, grant)
-                self._keeping.keep(mount)
-                if mount.uses and mount.prefetch != before:
-                    self._supervisor.set_prefetch(mount)
-                    mount.tune()
+            self._maker.leave(mount, grant)
             return len(mount.uses)
 
     def unmount(self, mount_id: str, *, lazy: bool = False, unused_only: bool = False) -> bool:
@@ -254,9 +243,7 @@ class MountManager:
         """
         mount = self._mounts.get(mount_id)
         if mount is None:
-            if mount_id in self._left:
-                self._left.discard(mount_id)
-                self._keeping.drop(mount_id)
+            self._inheritance.renounce(mount_id)
             return True
         if not unused_only:
             mount.ending = True
@@ -266,8 +253,8 @@ class MountManager:
                 if unused_only and mount.live and mount.uses:
                     return False
                 if mount.live:
-                    self._unmount(mount, lazy=lazy)
-                    self._end(mount, keep=False)
+                    self._maker.unmount(mount, lazy=lazy)
+                    self._maker.end(mount, keep=False)
                 return True
             finally:
                 mount.ending = False
@@ -285,21 +272,15 @@ class MountManager:
 
     def status(self, mount_id: str) -> MountStatus:
         """Answers within about a second whatever the mount's processes do. Raises NotFound."""
-        mount = self._mounts.get(mount_id)
-        if mount is None or not mount.live:
-            raise NotFound("no such mount", where=mount_id)
-        return self._describe([mount])[0]
+        return describe([self._mounts.live(mount_id)], self._around)[0]
 
     def statuses(self) -> list[MountStatus]:
         """As `status`, of all mounts, in about the same time."""
-        return self._describe([mount for mount in self._snapshot() if mount.live])
+        return describe([mount for mount in self._mounts.all() if mount.live], self._around)
 
     def health(self, mount_id: str) -> Health:
         """The condition of a mount from memory, at once whatever its processes do. Raises NotFound."""
-        mount = self._mounts.get(mount_id)
-        if mount is None or not mount.live:
-            raise NotFound("no such mount", where=mount_id)
-        return health(mount, self._around)
+        return health(self._mounts.live(mount_id), self._around)
 
     def served_by(self, mount_id: str) -> str:
         """As `MountStatus.served_by`, from memory; empty for a mount that is not there."""
@@ -327,123 +308,20 @@ class MountManager:
         )
 
     def __contains__(self, mount_id: str) -> bool:
-        mount = self._mounts.get(mount_id)
-        return mount is not None and mount.live
+        return mount_id in self._mounts
 
     def find(self, mountpoint: Path) -> str | None:
         """The id of the mount at a real path."""
-        return next((mount.id for mount in self._snapshot() if mount.live and mount.mountpoint == mountpoint), None)
-
-    # ---- inside; the mount's lock is held ----
-
-    def _create(self, mount: Mount, content: bytes, checkpoint: Callable[[str], None]) -> None:
-        supervisor = self._supervisor
-        with ExitStack() as undo:
-            undo.callback(self._forget, mount)
-            mount.mountpoint = device.usable_mountpoint(mount.mountpoint)
-            undo.callback(mount.close)
-            mount.table_fd = wire.sealed_memfd("weightless-table", content)
-            with supervisor.attach(mount) as session:
-                undo.callback(supervisor.detach, mount)
-                checkpoint("attached")
-                self._mount(mount, undo)
-                checkpoint("mounted")
-                undo.callback(self._keeping.drop, mount.id)
-                self._keeping.keep(mount)
-                checkpoint("kept")
-                undo.callback(supervisor.end_worker, mount, drain=False)
-                supervisor.start_worker(mount, session.fileno(), self.settings.start_limit_s)
-            checkpoint("started")
-            self._keeping.keep(mount)  # now with the reply
-            mount.tune()
-            checkpoint("live")
-            mount.live = True
-            supervisor.vitals.watch(mount)
-            undo.pop_all()
-        if mount.worker is None or not mount.worker.alive:
-            self._supervisor.repair_soon(mount)  # it died before the mount was live, when nobody looked
-        _log.info("mount_made", mount=mount.id, mountpoint=str(mount.mountpoint), reference=mount.spec.reference)
-
-    def _mount(self, mount: Mount, undo: ExitStack) -> None:
-        if mount.by_fusermount:
-            mount.device_fd = fusermount.mount(mount.mountpoint)
-        else:
-            mount.device_fd = device.open_device()
-            device.mount(mount.device_fd, mount.mountpoint)
-        undo.callback(self._unmount_anyhow, mount)
-        entry = MountTable.read().at(mount.mountpoint)
-        if entry is None or not entry.ours:
-            raise MountFailed("somebody unmounted it at once, or mounted over it", where=str(mount.mountpoint))
-        mount.device = entry.device
-        mount.init = device.read_init(mount.device_fd)
-
-    def _join(self, mount: Mount, grant: str, use: Use, checkpoint: Callable[[str], None]) -> None:
-        before, previous = mount.prefetch, mount.uses.get(grant)
-        mount.uses[grant] = use
-        try:
-            self._supervisor.grant(mount, grant)
-            checkpoint("live")
-        except BaseException:
-            if previous is None:
-                del mount.uses[grant]
-                self._supervisor.revoke(mount, grant)
-            else:
-                mount.uses[grant] = previous
-                with suppress(WeightlessError):
-                    self._supervisor.grant(mount, grant)
-            raise
-        self._keeping.keep(mount)
-        if mount.prefetch != before:
-            self._supervisor.set_prefetch(mount)
-            mount.tune()
-
-    def _unmount(self, mount: Mount, *, lazy: bool) -> None:
-        there = MountTable.read().at(mount.mountpoint)
-        if there is None:
-            return  # a user was quicker
-        if there.device != mount.device:
-            if any(entry.mountpoint == mount.mountpoint for entry in MountTable.read().of_device(mount.device)):
-                raise Conflict(f"{there.file_system} is mounted over it", where=str(mount.mountpoint))
-            return
-        if mount.by_fusermount:
-            fusermount.unmount(mount.mountpoint, lazy=lazy)
-        else:
-            device.unmount(mount.mountpoint, lazy=lazy)
-
-    def _unmount_anyhow(self, mount: Mount) -> None:
-        for lazy in (False, True):
-            try:
-                self._unmount(mount, lazy=lazy)
-                return
-            except WeightlessError as error:
-                _log.warning("unmount_failed", mountpoint=str(mount.mountpoint), lazy=lazy, error=error)
-
-    def _end(self, mount: Mount, *, keep: bool) -> None:
-        """Ends what serves a mount, and forgets it. Whoever still has a file of it open gets ENOTCONN, unless it is kept."""
-        mount.live = False
-        self._supervisor.end_worker(mount, drain=keep)
-        self._supervisor.detach(mount)
-        if not keep:
-            self._keeping.drop(mount.id)
-        self._supervisor.vitals.forget(mount)
-        mount.close()
-        self._forget(mount)
-        self._around.ledger.forget(mount.id)
-        _log.info("mount_left" if keep else "mount_ended", mount=mount.id, mountpoint=str(mount.mountpoint))
-
-    def _forget(self, mount: Mount) -> None:
-        with self._lock:
-            if self._mounts.get(mount.id) is mount:
-                del self._mounts[mount.id]
+        return self._mounts.at(mountpoint)
 
     # ---- inside; no lock is held ----
 
     def _kernel_ended(self, mount: Mount) -> None:
-        status = self._describe([mount])[0]
+        status = describe([mount], self._around)[0]
         with mount.lock:
             if not mount.live:
                 return
-            self._end(mount, keep=False)
+            self._maker.end(mount, keep=False)
         if self.on_gone is not None:
             self.on_gone(status)
 
@@ -458,67 +336,12 @@ class MountManager:
         with mount.lock:
             if mount.live:
                 self._supervisor.connections.abort(mount.minor)
-                self._unmount_anyhow(mount)
+                self._maker.unmount_anyhow(mount)
         self._kernel_ended(mount)
 
     def _found_late(self, name: str, fds: list[int]) -> None:
         """A keeper came back with what a predecessor had left to it."""
-        self._take_back(name, fds)
+        self._inheritance.take(name, fds)
         mount = self._mounts.get(name)
         if mount is not None:
             self._supervisor.repair_soon(mount)
-
-    def _take_back(self, name: str, fds: list[int]) -> None:
-        """Before anybody else can know the mount."""
-        try:
-            mount = from_kept(fds)
-        except ValueError as error:
-            wire.close_all(fds)
-            newer = isinstance(error, Newer)
-            lost = LostMount(mount_id=name, mountpoint="", reference="", grants=(), reason=str(error)[:300], kept=newer)
-            self._lose(lost)
-            return
-        _end_left_worker(mount)
-        if device.gone(mount.device_fd):
-            mount.close()
-            self._lose(
-                LostMount(
-                    mount_id=mount.id,
-                    mountpoint=os.fspath(mount.mountpoint),
-                    reference=mount.spec.reference,
-                    grants=tuple(mount.uses),
-                    reason="it was unmounted meanwhile",
-                )
-            )
-            return
-        mount.live = True
-        with self._lock:
-            ours = self._mounts.setdefault(mount.id, mount) is mount
-        if not ours:
-            mount.close()  # it was made anew meanwhile; the keeper is given the new one
-            return
-        self._supervisor.vitals.watch(mount)
-
-    def _lose(self, lost: LostMount) -> None:
-        _log.warning("mount_lost", mount=lost.mount_id, mountpoint=lost.mountpoint, reason=lost.reason, kept=lost.kept)
-        self._lost.append(lost)
-        if lost.kept:
-            self._left.add(lost.mount_id)
-        else:
-            self._keeping.drop(lost.mount_id)
-
-    def _describe(self, mounts: list[Mount]) -> list[MountStatus]:
-        return describe(mounts, self._around)
-
-    def _snapshot(self) -> list[Mount]:
-        with self._lock:
-            return list(self._mounts.values())
-
-
-def _end_left_worker(mount: Mount) -> None:
-    """A worker ends with its holder, by itself: but not one that is stopped, or hangs, and it has taken requests."""
-    pidfd, mount.left_worker = mount.left_worker, -1
-    if pidfd >= 0:
-        if process.kill_left(pidfd):
-            _log.warning("left_worker_killed", mount=mount.id, mountpoint=str(mount.mountpoint))
-        os.close(pidfd)
