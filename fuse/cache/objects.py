@@ -22,13 +22,14 @@ _MAGIC: Final = b"wlobj1\0\0"
 MOST_BYTES: Final = 512 * 1024 * 1024
 MOST_FILES: Final = 50_000
 """Bounds of what is remembered, all kinds together. Twice a table of the largest size fits."""
-_BOUNDED: Final = ("manifests", "tables", "offsets", "chunks", "profiles", "pushed", "proofs")
+_BOUNDED: Final = ("manifests", "tables", "offsets", "chunks", "profiles", "pushed", "proofs", "copies")
 """Kinds that may be forgotten at any time."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}")
 _log = structlog.get_logger(__name__)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Waits until the names in a directory are on the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -100,7 +101,7 @@ class ObjectStore:
                     os.fsync(file.fileno())
             temporary.replace(path)
             if durable:
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
         except OSError:
             with suppress(OSError):
                 temporary.unlink()

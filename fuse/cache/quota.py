@@ -33,6 +33,8 @@ class Candidate:
     pinned: bool
     rejected: bool = False
     """Set aside because it did not match its digest: the first to go."""
+    copy: bool = False
+    """Of a part of another blob: without it readers are a little slower, and nothing has to be fetched. The next to go."""
 
 
 def shortage(limits: Limits, disk: Disk, *, used_bytes: int, wanted_bytes: int) -> int:
@@ -44,13 +46,14 @@ def shortage(limits: Limits, disk: Disk, *, used_bytes: int, wanted_bytes: int) 
 
 
 def victims(candidates: Iterable[Candidate], shortage_bytes: int) -> list[Candidate]:
-    """What to remove to free `shortage_bytes`: rejected blobs, then the least recently used, never a pinned one.
+    """What to remove to free `shortage_bytes`: rejected blobs, copies, then the rest; of each the least recently
+    used first, and never a pinned one.
 
     All that can be removed when that is not enough: then there is at least more room than before.
     """
     chosen: list[Candidate] = []
     removable = (candidate for candidate in candidates if not candidate.pinned)
-    for candidate in sorted(removable, key=lambda item: (not item.rejected, item.used_at, item.name)):
+    for candidate in sorted(removable, key=lambda item: (not item.rejected, not item.copy, item.used_at, item.name)):
         if shortage_bytes <= 0:
             break
         chosen.append(candidate)

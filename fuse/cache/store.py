@@ -38,6 +38,10 @@ _WRITE_BYTES: Final = 128 * 1024
 """At once. Larger writes make file systems take larger folios (ext4: up to 2 MiB), which come from memory that nobody has used
 yet: measured in a virtual machine, 1 MiB a call wrote 0.8 to 1.7 GB/s, 128 KiB 5.3 GB/s."""
 _SCOPE: Final = re.compile(r"[0-9a-f]{32}")
+_COPIES: Final = "00000000"
+"""How scopes of copies begin. A registry whose own does so by chance, one in four billion, has its blobs evicted first."""
+UNFINISHED: Final = ".copy."
+"""How the names of copies begin while they are being made; as all names with a dot, swept at the start."""
 _log = structlog.get_logger(__name__)
 
 
@@ -58,6 +62,11 @@ class BlobKey:
     def __str__(self) -> str:
         return f"{self.digest}.{self.size}.{self.scope}"
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is a part of another blob, copied out of it (`fuse.cache.copies`), which no registry has."""
+        return self.scope.startswith(_COPIES)
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Raises ValueError or InvalidArtifact."""
@@ -70,6 +79,11 @@ class BlobKey:
 def scope_of(registry: str) -> str:
     """Stands for a registry (its host) in a `BlobKey`. Long enough that nobody finds another one with it."""
     return hashlib.sha256(registry.encode()).hexdigest()[:32]
+
+
+def scope_of_copies(scope: str) -> str:
+    """Of copies of parts of blobs of this scope: of its own, so that no registry can name one, and nobody fetches into it."""
+    return _COPIES + hashlib.sha256(f"copies of {scope}".encode()).hexdigest()[: 32 - len(_COPIES)]
 
 
 def paths(root: Path, key: BlobKey) -> tuple[Path, Path]:
@@ -244,6 +258,10 @@ class CacheStore:
                     with suppress(OSError):
                         (directory / name).unlink()
 
+    def directory(self, algorithm: str) -> Path:
+        """Where the blobs lie whose digests are of this algorithm."""
+        return self._blobs / algorithm
+
     def paths(self, key: BlobKey) -> tuple[Path, Path]:
         """Where data and index of a blob lie."""
         return paths(self._root, key)
@@ -368,7 +386,7 @@ class CacheStore:
             index.close()
 
     def candidates(self, pinned: frozenset[str]) -> list[Candidate]:
-        """What could be removed, quarantined blobs included (their name begins with `quarantine/`)."""
+        """What takes room and could be removed, quarantined blobs included (their name begins with `quarantine/`)."""
         found: list[Candidate] = []
         for key in self.keys():
             data_path, index_path = self.paths(key)
@@ -376,7 +394,21 @@ class CacheStore:
                 index = index_path.stat()
                 used = (data_path.stat().st_blocks + index.st_blocks) * 512
                 name = str(key)
-                found.append(Candidate(name=name, disk_bytes=used, used_at=index.st_mtime, pinned=name in pinned))
+                found.append(
+                    Candidate(
+                        name=name,
+                        disk_bytes=used,
+                        used_at=index.st_mtime,
+                        pinned=name in pinned,
+                        copy=key.is_copy,
+                    )
+                )
+        for entry in os.scandir(self.directory("sha256")):
+            if entry.name.startswith(UNFINISHED):  # it takes room, and its writer alone removes it
+                with suppress(OSError):
+                    status = entry.stat()
+                    used = status.st_blocks * 512
+                    found.append(Candidate(name=entry.name, disk_bytes=used, used_at=status.st_mtime, pinned=True))
         for entry in os.scandir(self._quarantine):
             with suppress(OSError):
                 status = entry.stat()

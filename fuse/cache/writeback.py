@@ -18,8 +18,16 @@ from typing import Final
 MOST_WAITING: Final = 256
 _SYNC_FILE_RANGE_WRITE: Final = 2
 """Begin to write the dirty pages of the range, and do not wait (sync_file_range(2))."""
+_SYNC_FILE_RANGE_WAIT: Final = 1 | 4
+"""Wait for those under way before, and for all of them after."""
 
 _libc = ctypes.CDLL(None)
+
+
+def write_out(fd: int, offset: int, length: int) -> None:
+    """Waits until what was written there has left memory. Only fsync(2) says that it is on the disk, and that nothing failed."""
+    flags = _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT
+    _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(length), flags)
 
 
 class Writeback:
