@@ -154,6 +154,7 @@ def _sizes(mounts: Sequence[MountStatus]) -> Iterator[Metric]:
     for name, help_text, value in (
         ("mounts_size_bytes", "Size of what is mounted; what mounts share counts for each.", "bytes_total"),
         ("mounts_cached_bytes", "How much of that is in the cache.", "bytes_cached"),
+        ("mounts_copied_bytes", "What copies of parts of native mounts take in the cache beside that.", "bytes_copied"),
         ("reads_waiting", "Reads that wait for bytes now.", "waiting"),
         ("open_files", "Files that readers have open.", "open_files"),
     ):

@@ -76,6 +76,7 @@ _CHOICES: Final = {
     "verify": f"one of {', '.join(get_args(Verify))}",
     "log-level": f"one of {', '.join(get_args(LogLevel))}",
     "native": f"one of {', '.join(get_args(Native))}",
+    "native-copies": f"one of {', '.join(get_args(Native))}",
     "without-resend": f"one of {', '.join(get_args(WithoutResend))}",
     "free-space": "a share of the disk from 0 to below 1, such as 0.15",
     "connections": "a whole number from 1 to 256",
@@ -108,6 +109,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid
 class CacheSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     quota: str | int | None = None
     free_space: Annotated[float, msgspec.Meta(ge=0, lt=1)] | None = None
+    native_copies: Native | None = None
 
 
 class TrafficSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):

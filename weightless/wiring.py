@@ -12,7 +12,7 @@ from fuse.credentials.ladder import Ladder
 from fuse.credentials.providers import Providers
 from fuse.errors import InvalidConfig, InvalidRequest
 from fuse.filesystem.table import View
-from fuse.mounting import device, fusermount, rundir
+from fuse.mounting import device, fusermount, overlay, rundir
 from fuse.mounting.access import AccessReader
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_start import FetcherSettings
@@ -69,10 +69,17 @@ def holder_settings(
         keeper=keeper,
         successor=successor,
         native=settings.config.mount.native or "auto",
+        copy_out=copies_out(settings),
         native_dir=native_dir,
         spare_worker=spare_worker,
         without_resend=without_resend or settings.config.mount.without_resend or "wait",
     )
+
+
+def copies_out(settings: Settings) -> bool:
+    """Whether large members of archives are to become files of the cache: where nobody could show them natively it is a waste."""
+    wanted = "off" not in (settings.config.mount.native, settings.config.cache.native_copies)
+    return wanted and os.geteuid() == 0 and overlay.kernel_can()
 
 
 def socket_path(text: str, option: str) -> Path:

@@ -23,6 +23,7 @@ from fuse.cache.index import (
     blocks_of,
     entry_of,
 )
+from fuse.cache.quiet import read_quietly
 from fuse.errors import Corrupt
 
 _NOT_NOW: Final = frozenset((errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS))
@@ -141,6 +142,10 @@ class CachedBlob:
                 raise Corrupt("the data of a cached blob was cut short", where=str(self.digest))
             content += more
         return content
+
+    def read_quietly(self, buffer: memoryview, offset: int) -> bool:
+        """Fills `buffer` from `offset`, whatever is there, and leaves the page cache as it was. Raises OSError."""
+        return read_quietly(self._fd, buffer, offset)
 
     def try_read_nowait(self, offset: int, length: int) -> bytearray | None:
         """As `read` if all bytes are in the page cache; else None, at once."""

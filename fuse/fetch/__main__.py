@@ -31,6 +31,7 @@ from fuse.cache.store import CacheStore, examine
 from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidRequest, Missing, WeightlessError
 from fuse.fetch import protocol, tally
+from fuse.fetch.copier import Copier
 from fuse.fetch.engine import Engine
 from fuse.fetch.privileges import confine, drop, give_directory
 from fuse.fetch.proofs import Proofs
@@ -64,6 +65,7 @@ class Process:
         self._proofs = Proofs(self._engine.shelf.store.objects, Path("objects"))
         self._verifier = Verifier(self._engine)
         self._lanes = Lanes(self._engine)
+        self._copier = Copier(self._engine.shelf, self._engine.dispatch)
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
         self._wake_receive, self._wake_send = socket.socketpair()
@@ -79,6 +81,7 @@ class Process:
         signal.set_wakeup_fd(self._wake_send.fileno(), warn_on_full_buffer=False)
         self._verifier.start()
         self._lanes.start()
+        self._copier.start()
         self._listener.setblocking(False)
         touched = time.monotonic()
         deadline: float | None = time.monotonic() + _FIRST_CONNECTION_S
@@ -114,7 +117,7 @@ class Process:
                 _log.warning("administrator_refused", uid=uid)
                 sock.close()
                 continue
-            connection = Connection(sock, self._engine, self._transport, self._proofs, self._ended)
+            connection = Connection(sock, self._engine, self._transport, self._proofs, self._copier, self._ended)
             with self._lock:
                 self._connections.add(connection)
             connection.start()
@@ -145,7 +148,10 @@ class Process:
             connection.close()
         self._engine.dispatch.close()
         self._verifier.close()
+        self._copier.close()
         self._lanes.join(0.2)
+        if self._copier.is_alive():
+            self._copier.join(0.2)  # it takes away what it has not finished
         for connection in connections:
             connection.join(_BYE_S)
 

@@ -137,6 +137,12 @@ class Dispatcher:
             self.kick_locked()
 
     @property
+    def busy(self) -> bool:
+        """Whether anything is being fetched."""
+        with self.lock:
+            return self.queue.running
+
+    @property
     def crowded(self) -> bool:
         """Whether transfers are under way that the processor, not the link, holds up."""
         with self.lock:

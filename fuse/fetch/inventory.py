@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from fuse.artifact.digest import Digest
+from fuse.cache.copies import Copies
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.pins import mount_pin
 from fuse.cache.store import BlobKey, StoredBlob
 from fuse.errors import CacheFailed, Cancelled, Conflict, NotFound
 from fuse.fetch import protocol
@@ -23,15 +25,21 @@ class Inventory:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._store = engine.shelf.store
+        self._copies = Copies(engine.shelf.store.objects)
 
     def blobs(self) -> Iterator[protocol.CachedBlob]:
+        sources = self._copies.sources()
         for key in self._keys(()):
             shown = self._shown(key)
             if shown is not None:
-                yield shown
+                source = sources.get(key)
+                yield msgspec.structs.replace(shown, copy_of=str(source.digest)) if source else shown
 
     def remove(self, digests: Sequence[str]) -> Iterator[protocol.CachedBlob]:
-        """Yields what was removed. Raises NotFound or Conflict (in use, pinned) for a named blob; such unnamed ones are left."""
+        """Yields what was removed: also copies of parts of blobs that were named.
+
+        Raises NotFound or Conflict (in use, pinned) for a named blob; such unnamed ones are left.
+        """
         keys = self._keys(digests)
         if digests:
             for key in keys:
@@ -43,6 +51,7 @@ class Inventory:
                         where=str(key.digest),
                         fix=f"weightless cache unpin {names[0]}",
                     )
+            keys += {copy for key in keys for copy in self._copies.of(key).values()} - set(keys)
         try:
             for key in keys:
                 with self._engine.shelf.space.lock:
@@ -64,21 +73,6 @@ class Inventory:
             self._engine.shelf.pins.add(name, map(str, keys))
         except OSError as error:
             raise CacheFailed(f"the pin cannot be written: {error.strerror}", where=name) from error
-
-    def pin_whole(self, mount_id: str, keys: Sequence[BlobKey]) -> tuple[str, tuple[str, ...]]:
-        """Keeps the blobs of a native mount, if each is complete and verified. The name of the pin, and where they lie
-        (`protocol.Whole`). Raises NotFound, CacheFailed."""
-        name = mount_pin(mount_id)
-        with self._engine.shelf.space.lock:  # under which they are removed and evicted
-            if not self.whole(keys):
-                raise NotFound("not all of it is in the cache, complete and verified", where=mount_id)
-            self.pin(name, keys)
-        return name, tuple(self._store.place(key) for key in keys)
-
-    def whole(self, keys: Sequence[BlobKey]) -> bool:
-        """Whether the cache has each, complete and verified."""
-        found = (self._store.stored(key) for key in set(keys))
-        return all(stored is not None and stored.complete and stored.verified for stored in found)
 
     def pin_digests(self, digests: Sequence[str]) -> None:
         """Each by its digest, whatever registry it is from. Raises NotFound, CacheFailed."""
@@ -106,8 +100,16 @@ class Inventory:
                 shown = self._shown(key, damaged_blocks=damaged, pinned=mount.blobs[0].references > 1)
             finally:
                 self._engine.detach(mount)
+            if damaged and key.is_copy:
+                self._drop(key)
             if shown is not None:
                 yield shown
+
+    def _drop(self, key: BlobKey) -> None:
+        """Nobody fetches what is missing of a copy: it is of no use any more, but to a mount that shows it."""
+        with self._engine.shelf.space.lock:
+            if key not in self._engine.shelf.states() and str(key) not in self._engine.shelf.pins.blobs:
+                self._store.remove(key)
 
     def _damaged_blocks(self, blob: BlobState, cancel: threading.Event) -> int:
         """Counts and forgets damaged blocks; a complete blob is hashed too, and set aside if it does not match."""
@@ -162,4 +164,5 @@ class Inventory:
             used_at=stored.used_at,
             damaged_blocks=damaged_blocks,
             pinned_by=self._engine.shelf.pins.names(str(key)),
+            copy=key.is_copy,
         )

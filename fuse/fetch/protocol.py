@@ -20,13 +20,16 @@ from fuse.fetch.tally import CacheRoom
 from fuse.filesystem.table import View
 from fuse.registry.access import Access
 
-VERSION: Final = 3
+VERSION: Final = 4
 NEEDS: Final = 1
 """The oldest peer, holder or fetcher, that this version can speak with (docs/ARCHITECTURE.md, Versions)."""
 PROFILES_SINCE: Final = 2
 """The version that knows `FindProfile`, and in sessions `Order` and `Learned`."""
 COUNTS_SINCE: Final = 3
 """The version that answers `Progress` without a mount, and counts more than bytes and requests."""
+COPIES_SINCE: Final = 4
+"""The version that knows copies of parts of blobs: `Attach.copy_out`, and `Whole.copies`, without which a holder would read all
+of such a tree into memory."""
 SOCKET_NAME: Final = "fetcher.sock"
 LOCK_NAME: Final = "fetcher.lock"
 BLOCK_BYTES: Final = 1024 * 1024
@@ -73,6 +76,9 @@ class Attach(_Message, frozen=True, kw_only=True, tag="attach"):
     """The host of the references that the table was made of: blobs are shared by mounts from one registry, and with no others."""
     reference: str = ""
     """Of the artifact, with its repository: its chunk index and profile are used if they are known; empty for what is none."""
+    copy_out: bool = False
+    """Once everything is there, parts of blobs that only need to be files of their own for the next mount to be native are made
+    such, where there is room."""
 
 
 class Grant(_Message, frozen=True, kw_only=True, tag="grant"):
@@ -216,6 +222,16 @@ class Resolved(_Message, frozen=True, kw_only=True, tag="resolved"):
     """Everything is in the cache, complete and verified, and the kernel can show it alone (`fuse.filesystem.native`)."""
 
 
+class Copy(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a blob of a table that is a file of its own."""
+
+    blob: int
+    offset: int
+    size: int
+    name: str
+    """Where the file lies, as in `Whole.names`."""
+
+
 class Whole(_Message, frozen=True, kw_only=True, tag="whole"):
     """The blobs of a table are complete, verified, and pinned while the machine runs."""
 
@@ -224,6 +240,8 @@ class Whole(_Message, frozen=True, kw_only=True, tag="whole"):
     """For `CacheUnpin`."""
     names: tuple[str, ...]
     """Where the content of each lies, relative to `blobs` in the cache directory."""
+    copies: tuple[Copy, ...] = ()
+    """Since version 4: pinned as well."""
 
 
 class FetcherTotals(msgspec.Struct, frozen=True, kw_only=True):
@@ -268,6 +286,10 @@ class CachedBlob(msgspec.Struct, frozen=True, kw_only=True):
     """Filled in by `CacheVerify` only."""
     pinned_by: tuple[str, ...] = ()
     """Names under which it was pinned by hand; `pinned` says that a mount holds it."""
+    copy: bool = False
+    """A part of another blob, as a file of its own for native mounts."""
+    copy_of: str = ""
+    """Digest of that blob, as far as it is remembered."""
 
 
 class CacheBlobs(_Message, frozen=True, kw_only=True, tag="cache_blobs"):

@@ -21,9 +21,9 @@ from fuse.artifact import profile
 from fuse.artifact.digest import Digest
 from fuse.artifact.manifest import Manifest
 from fuse.artifact.reference import Reference
-from fuse.cache.store import BlobKey, scope_of
 from fuse.errors import Cancelled, Conflict, InvalidArtifact, InvalidRequest, NotFound, Unavailable, WeightlessError
 from fuse.fetch import protocol
+from fuse.fetch.copier import Copier
 from fuse.fetch.engine import Engine
 from fuse.fetch.inventory import Inventory
 from fuse.fetch.lookups import Lookup, Lookups
@@ -33,7 +33,7 @@ from fuse.fetch.proofs import Proofs
 from fuse.fetch.reader import EngineReader
 from fuse.fetch.resolve import resolve
 from fuse.fetch.session import Session
-from fuse.filesystem import native
+from fuse.fetch.wholes import Wholes, keys_of
 from fuse.filesystem import table as inode_table
 from fuse.registry.access import Access
 from fuse.registry.origin import Origin
@@ -69,12 +69,15 @@ class Connection(threading.Thread):
         engine: Engine,
         transport: Transport,
         proofs: Proofs,
+        copier: Copier,
         on_end: Callable[[Connection], None],
     ) -> None:
         super().__init__(name="administration", daemon=True)
         self._channel: wire.Channel[protocol.Request] = wire.Channel(sock, protocol.Request)
         self._engine = engine
         self._inventory = Inventory(engine)
+        self._wholes = Wholes(engine.shelf)
+        self._copier = copier
         self._lookups = Lookups(engine.shelf.store.objects)
         self._transport = transport
         self._proofs = proofs
@@ -221,7 +224,7 @@ class Connection(threading.Thread):
         except (OSError, ValueError) as error:
             raise InvalidArtifact(f"the inode table cannot be read: {error}", where=message.mount) from error
         table = inode_table.decode(content)
-        keys = _keys(table, message.registry)
+        keys = keys_of(table, message.registry)
         attached = self._mounts.get(message.mount)
         if attached is not None and [blob.key for blob in attached.mount.blobs] != keys:
             raise Conflict(
@@ -241,6 +244,8 @@ class Connection(threading.Thread):
         with self._telling:
             attached.session = Session(self._engine, attached.mount, sock, attached.profile)
             attached.session.start()
+        if message.copy_out:
+            self._copier.consider(table, keys)
 
     def _profile_of(self, reference: Reference, table: inode_table.Table) -> MountProfile | None:
         """Of a mount of one artifact: an order of several is no other mount's."""
@@ -283,10 +288,10 @@ class Connection(threading.Thread):
             content = wire.read_whole(fds[0], inode_table.MAX_TABLE_BYTES)
         except (OSError, ValueError) as error:
             raise InvalidArtifact(f"the inode table cannot be read: {error}", where=message.name) from error
-        keys = _keys(inode_table.decode(content), message.registry)
+        table = inode_table.decode(content)
+        keys = keys_of(table, message.registry)
         if message.whole:
-            pin, names = self._inventory.pin_whole(message.name, keys)
-            return protocol.Whole(id=message.id, pin=pin, names=names)
+            return self._wholes.pin(message.name, table, keys, copies=self._knows_copies, request_id=message.id)
         self._inventory.pin(message.name, keys)
         return protocol.Done(id=message.id)
 
@@ -390,11 +395,18 @@ class Connection(threading.Thread):
                 bytes_total=found.table.total_bytes,
                 files=sum(node.kind == "f" for node in found.table.nodes),
                 proven_at=found.proven_at,
-                native=native.fits(found.table) and self._inventory.whole(_keys(found.table, reference.host)),
+                native=self._shown_natively(found.table, reference.host),
             )
             self._send(answer, (fd,))
         finally:
             os.close(fd)
+
+    @property
+    def _knows_copies(self) -> bool:
+        return self._peer_version >= protocol.COPIES_SINCE
+
+    def _shown_natively(self, table: inode_table.Table, registry: str) -> bool:
+        return self._wholes.shown_by(table, keys_of(table, registry), copies=self._knows_copies) is not None
 
     def _send_blobs(self, request_id: int, blobs: Iterator[protocol.CachedBlob]) -> None:
         batch: list[protocol.CachedBlob] = []
@@ -410,9 +422,3 @@ class Connection(threading.Thread):
             self._channel.send(answer, fds)
         except OSError:
             self._channel.hang_up()  # gone; the receiving thread sees it and cleans up
-
-
-def _keys(table: inode_table.Table, registry: str) -> list[BlobKey]:
-    """The blobs of a table, as they are called in the cache when they are that registry's."""
-    scope = scope_of(registry)
-    return [BlobKey(Digest.parse(blob.digest), blob.size, scope) for blob in table.blobs]

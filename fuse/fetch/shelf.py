@@ -43,6 +43,8 @@ class Shelf:
         self._blobs: dict[BlobKey, BlobState] = {}
         self.on_hashable: Callable[[BlobState], None] = lambda _blob: None
         """Told, with the lock held, that the block at a blob's hash position has arrived."""
+        self.on_verified: Callable[[BlobState], None] = lambda _blob: None
+        """Told, without locks, that a blob matches its digest, is on the disk, and its file says so."""
         self.on_cache_gone: Callable[[], None] = lambda: None
         """Told that the cache directory has been removed: only a process with a new one can cache again."""
 
@@ -208,6 +210,7 @@ class Shelf:
         deliver([(port, protocol.Ready(blob=number, first=0, count=0)) for port, number in told])
         self._tally.add(names.VERIFIED)
         _log.info("blob_verified", digest=str(blob.digest), size=blob.size)
+        self.on_verified(blob)
         return True
 
     def reject(self, blob: BlobState) -> None:

@@ -66,6 +66,19 @@ class Space:
             self._reserved_bytes += granted
             return granted
 
+    def has_free(self, wanted_bytes: int) -> bool:
+        """Whether there is so much room now, without evicting anything."""
+        with self.lock:
+            return not self._lacking(wanted_bytes)
+
+    def take_free(self, wanted_bytes: int) -> bool:
+        """As `reserve`, for all or nothing and without evicting anything; whether it was taken."""
+        with self.lock:
+            if self._lacking(wanted_bytes):
+                return False
+            self._reserved_bytes += wanted_bytes
+            return True
+
     def settle(self, reserved_bytes: int, written_bytes: int) -> None:
         """Ends a reservation: so much of it was really written."""
         with self.lock:

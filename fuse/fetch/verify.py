@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from fuse.cache.index import BLOCK_BYTES, entry_of
+from fuse.cache.quiet import read_quietly
 from fuse.cache.store import BlobWriter
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.engine import Engine
@@ -168,7 +169,7 @@ class Verifier(threading.Thread):
         entries = [writer.index[block] for block in range(first, first + count)]
         if 0 in entries:
             return False
-        if not _read(writer.fd, content, offset):
+        if not read_quietly(writer.fd, content, offset):
             self._engine.shelf.forget(blob, first, losses)
             return False
         for block in range(first, first + count):
@@ -194,18 +195,3 @@ class Verifier(threading.Thread):
             self._unsynced[blob] = time.monotonic() + _SYNC_AGAIN_S
             return
         self._engine.shelf.accept(blob)
-
-
-def _read(fd: int, content: memoryview, offset: int) -> bool:
-    """Fills `content`; False when the file ends early. Leaves the page cache as it was: what had to be read from the disk to be
-    hashed is wanted by nobody else, what was there may be about to be served."""
-    nowait = getattr(os, "RWF_NOWAIT", None)  # musl before 1.2.5 has no preadv2
-    if nowait is not None:
-        try:
-            if os.preadv(fd, [content], offset, nowait) == len(content):
-                return True
-        except OSError:
-            pass  # not there, or a file system that cannot promise not to wait
-    whole = os.preadv(fd, [content], offset) == len(content)
-    os.posix_fadvise(fd, offset, len(content), os.POSIX_FADV_DONTNEED)
-    return whole

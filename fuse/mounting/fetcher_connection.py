@@ -154,10 +154,15 @@ class Connection:
             return "hung up", self._last_words()
         return self._child.fate, self._last_words()
 
-    def attach(self, mount: str, registry: str, session: int, table: int, *, reference: str = "") -> None:
-        """`reference`: of the artifact, whose chunk index is to prove its blobs, and whose profile to order them."""
+    def attach(
+        self, mount: str, registry: str, session: int, table: int, *, reference: str = "", copy_out: bool = False
+    ) -> None:
+        """`reference`: of the artifact, whose chunk index is to prove its blobs, and whose profile to order them. `copy_out`: a
+        later mount of it may be native, so parts of blobs that have to be files for that are made such."""
         self.ask(
-            lambda number: protocol.Attach(id=number, mount=mount, registry=registry, reference=reference),
+            lambda number: protocol.Attach(
+                id=number, mount=mount, registry=registry, reference=reference, copy_out=copy_out
+            ),
             (session, table),
         )
 

@@ -23,6 +23,7 @@ import structlog
 
 from fuse.errors import Conflict, MountFailed, NotFound, WeightlessError
 from fuse.filesystem import table as inode_table
+from fuse.filesystem.native import Section
 from fuse.filesystem.tree import Tree
 from fuse.mounting import device, overlay
 from fuse.mounting.fetcher import FetcherClient
@@ -31,7 +32,7 @@ from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health, MountStatus
 from fuse.mounting.values import HolderSettings, ResolvedArtifact
 
-VERSION: Final = 1
+VERSION: Final = 2
 NEEDS: Final = 1
 """The oldest version of this module that understands a record of this one (docs/ARCHITECTURE.md, Versions)."""
 _MOUNTINFO: Final = "/proc/self/mountinfo"
@@ -53,6 +54,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     bytes_total: int
     pin: str
+    bytes_copied: int = 0
+    """What of it is shown from copies, which take so much beside the blobs. Since version 2."""
     grants: dict[str, float | None]
     """Who uses it, and the proof of the offline policy that let each in (`Use.proven_at`)."""
     version: int = VERSION
@@ -153,7 +156,8 @@ class NativeMounts:
                 whole = self._fetcher().cache_pin_whole(mount_id, artifact.parts[0].registry, artifact.content)
                 undo.callback(self._unpin, whole.pin)
                 checkpoint("kept")
-                overlay.mount(tree, whole.names, self._settings.cache_dir / "blobs", real, self._scratch())
+                copies = {Section(one.blob, one.offset, one.size): one.name for one in whole.copies}
+                overlay.mount(tree, whole.names, copies, self._settings.cache_dir / "blobs", real, self._scratch())
                 undo.callback(device.unmount, real, lazy=True)
                 checkpoint("mounted")
                 entry = MountTable.read().at(real)
@@ -169,6 +173,7 @@ class NativeMounts:
                         digest=artifact.digest,
                         bytes_total=artifact.bytes_total,
                         pin=whole.pin,
+                        bytes_copied=sum(one.size for one in whole.copies),
                         grants={grant: artifact.proven_at},
                     )
                 )
@@ -356,6 +361,7 @@ def _describe(record: _Record, table: MountTable) -> MountStatus:
         holder_pid=os.getpid(),
         bytes_cached=record.bytes_total,
         bytes_total=record.bytes_total,
+        bytes_copied=record.bytes_copied,
         served_by="native",
         condition=condition,
         targets=tuple(place for place in places if place != record.mountpoint),

@@ -12,13 +12,14 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from fuse.errors import MountFailed
 from fuse.filesystem import native
+from fuse.filesystem.native import Section
 from fuse.filesystem.table import ROOT, Node, Table
 from fuse.filesystem.tree import Tree
 from fuse.mounting import device
@@ -28,32 +29,45 @@ _REDIRECT: Final = "trusted.overlay.redirect"
 _FLAGS: Final = "metacopy=on,redirect_dir=follow,index=off,nfs_export=off,xino=off"
 _PLACE: Final = re.compile(r"[a-z0-9]+/[A-Za-z0-9][A-Za-z0-9._-]*")
 _COPY_BYTES: Final = 1024 * 1024
+_SINCE: Final = (6, 5)
 
 
-def mount(tree: Tree, names: Sequence[str], blobs_dir: Path, mountpoint: Path, scratch: Path) -> None:
-    """Shows `tree`, for which `native.fits` holds, at `mountpoint`.
+def kernel_can(release: str | None = None) -> bool:
+    """Whether the kernel (of a uname(2) release, else the one that runs) knows data-only layers."""
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release if release is None else release)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= _SINCE
 
-    `names` are the places of its blobs below `blobs_dir`, as in "sha256/file"; each must be complete. `scratch` is an empty
+
+def mount(
+    tree: Tree, names: Sequence[str], copies: Mapping[Section, str], blobs_dir: Path, mountpoint: Path, scratch: Path
+) -> None:
+    """Shows `tree` at `mountpoint`.
+
+    `names` are the places of its blobs below `blobs_dir`, as in "sha256/file"; each must be complete. `copies` are the places of
+    those parts of them that are files of their own: the rest is copied into memory, and must not be much. `scratch` is an empty
     directory of the caller's. Raises MountFailed, also where the kernel cannot (before 6.5, or when the cache lies on a file
     system that cannot be a layer); nothing is left mounted then.
     """
-    _check(tree.table, names)
+    _check(tree.table, names, copies)
     with ExitStack() as done:
         blobs = _opened(blobs_dir)
         done.callback(os.close, blobs)
         meta = done.enter_context(_tmpfs(scratch))
         try:
-            _Builder(tree, names, meta, blobs).build()
+            _Builder(tree, names, copies, meta, blobs).build()
         except (OSError, OverflowError) as error:
             raise MountFailed(f"the tree cannot be made: {error}", where=str(mountpoint)) from error
         layers = f"lowerdir=/proc/self/fd/{meta}::/proc/self/fd/{blobs}"
         device.mount_file_system(device.OVERLAY, mountpoint, f"{_FLAGS},{layers}")
 
 
-def _check(table: Table, names: Sequence[str]) -> None:
+def _check(table: Table, names: Sequence[str], copies: Mapping[Section, str]) -> None:
     """Table and names come from processes without privileges, which parse what strangers wrote: no name may lead elsewhere."""
-    if len(names) != len(table.blobs) or not all(_PLACE.fullmatch(name) for name in names):
-        raise MountFailed("the places of the blobs are none in the cache", where=str(min(names, default="")))
+    places = (*names, *copies.values())
+    if len(names) != len(table.blobs) or not all(_PLACE.fullmatch(place) for place in places):
+        raise MountFailed("the places of the blobs are none in the cache", where=str(min(places, default="")))
+    if native.inline_bytes(table, copies) > native.MAX_INLINE_BYTES:
+        raise MountFailed("too much of it would have to be copied into memory")
     for node in table.nodes[1:]:
         if node.name in ("", ".", "..") or "/" in node.name or "\0" in node.name:
             raise MountFailed("a name in the tree is none", where=repr(node.name))
@@ -62,10 +76,11 @@ def _check(table: Table, names: Sequence[str]) -> None:
 class _Builder:
     """Makes the tree below an empty directory. Nobody else can reach it, so names lead where they were made to."""
 
-    def __init__(self, tree: Tree, names: Sequence[str], meta: int, blobs: int) -> None:
+    def __init__(self, tree: Tree, names: Sequence[str], copies: Mapping[Section, str], meta: int, blobs: int) -> None:
         self._tree = tree
         self._table: Table = tree.table
         self._names = names
+        self._copies = copies
         self._meta = meta
         self._blobs = blobs
 
@@ -93,15 +108,22 @@ class _Builder:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(path, flags, 0o600, dir_fd=self._meta)
         try:
-            if node.size and native.is_whole(self._table, node):
+            place = self._place(node)
+            if place is not None:
                 os.ftruncate(fd, node.size)
                 os.setxattr(fd, _METACOPY, b"")
-                os.setxattr(fd, _REDIRECT, os.fsencode(f"/{self._names[node.blob]}"))
+                os.setxattr(fd, _REDIRECT, os.fsencode(f"/{place}"))
             elif node.size:
                 self._copy(fd, node)
             self._finish(path, ino, fd)
         finally:
             os.close(fd)
+
+    def _place(self, node: Node) -> str | None:
+        """The file in the cache that has the content, from its first to its last byte."""
+        if node.size and native.is_whole(self._table, node):
+            return self._names[node.blob]
+        return self._copies.get(native.section_of(node))
 
     def _copy(self, fd: int, node: Node) -> None:
         source = self._data(self._names[node.blob])

@@ -79,6 +79,8 @@ class MountStatus(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 0
     served_by: str = "fuse"
     """Or "native": by the kernel alone, from the cache; then there is no worker, and nothing counts its reads."""
+    bytes_copied: int = 0
+    """What copies of parts of its blobs, by which the kernel shows them, take in the cache beside those."""
     prefetch: Literal["full", "none"] = "full"
     rate_bytes_per_s: float = 0.0
     reads: int = 0

@@ -379,7 +379,12 @@ class Supervisor:
         try:
             with theirs:
                 connection.attach(
-                    mount.id, mount.spec.registry, theirs.fileno(), mount.table_fd, reference=mount.spec.reference
+                    mount.id,
+                    mount.spec.registry,
+                    theirs.fileno(),
+                    mount.table_fd,
+                    reference=mount.spec.reference,
+                    copy_out=self._settings.copy_out and mount.spec.verify == "lazy",
                 )
             for name, use in () if known else mount.uses.items():
                 connection.grant(mount.id, name, use.reference, use.access)

@@ -32,6 +32,8 @@ class HolderSettings:
     or the connection is aborted, and the mount made anew for later users."""
     native: spec.Native = "off"
     """Whether `resolve` says of what is whole that it can be shown natively; needs root."""
+    copy_out: bool = False
+    """Whether parts of blobs that have to be files of their own for native mounts are made such, where there is room."""
     native_dir: Path | None = None
     """Where a successor finds the native mounts. None: in the run directory, which a container may lose when it is restarted."""
     spare_worker: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -98,18 +99,63 @@ def test_a_strict_mount_is_served_by_fuse(cli: CommandLine, whole: str) -> None:
         assert "fuse" == served_by(cli, mounted)
 
 
-def test_members_of_an_archive(cli: CommandLine, registry: FaultyRegistry, tmp_path: Path) -> None:
-    """Small ones are copied. A large one lies in the middle of a blob, and needs FUSE."""
-    for name, size, expected in (("small", 70_000, "native"), ("large", 9_000_000, "fuse")):
-        source = tmp_path / name
-        (source / "code" / "deep").mkdir(parents=True)
-        (source / "weights.safetensors").write_bytes(os.urandom(2_000_000))
-        (source / "code" / "deep" / "model.py").write_bytes(os.urandom(size))
-        pack_model(source, name=name, encoding="tar").serve(registry, f"models/{name}", "1")
-        cli.do("pull", f"{registry.host}/models/{name}:1")
-        with cli.mounted(f"{registry.host}/models/{name}:1", name=f"at-{name}") as mounted:
-            assert expected == served_by(cli, mounted)
-            assert digest_tree(source) == digest_tree(mounted)
+def archive(registry: FaultyRegistry, source: Path, name: str, size: int) -> str:
+    """The reference of a model of tar layers, with two files that are empty or tiny, and one of `size` bytes."""
+    (source / "code" / "deep").mkdir(parents=True)
+    (source / "weights.safetensors").write_bytes(os.urandom(size))
+    (source / "code" / "deep" / "model.py").write_bytes(os.urandom(70_000))
+    (source / "config.json").write_bytes(b"")
+    (source / "code" / "run.sh").write_bytes(b"#!")
+    (source / "code" / "run.sh").chmod(0o755)
+    os.utime(source / "weights.safetensors", (1, 1_234_567_890))
+    pack_model(source, name=name, encoding="tar").serve(registry, f"models/{name}", "1")
+    return f"{registry.host}/models/{name}:1"
+
+
+def copies(cli: CommandLine) -> list[dict[str, Any]]:
+    return [blob for blob in json.loads(cli.do("cache", "ls", "--json").out) if blob["copy"]]
+
+
+def test_small_members_of_an_archive_are_shown_natively(
+    cli: CommandLine, registry: FaultyRegistry, tmp_path: Path
+) -> None:
+    reference = archive(registry, tmp_path / "model", "small", 2_000_000)
+    cli.do("pull", reference)
+    with cli.mounted(reference) as mounted:
+        assert "native" == served_by(cli, mounted)
+        assert digest_tree(tmp_path / "model") == digest_tree(mounted)
+
+
+def test_large_members_of_an_archive_are_copied_once_and_shown_natively(
+    cli: CommandLine, sandbox: Sandbox, registry: FaultyRegistry, tmp_path: Path
+) -> None:
+    """While it is mounted by FUSE, which goes on. The same names, sizes, modes, owners, times, attributes and bytes; status, list
+    and removal tell what the copies are, and they stay while they are shown, whoever asks for their removal."""
+    reference = archive(registry, tmp_path / "model", "large", 20_000_000)
+    native = sandbox.directory("native")
+    with cli.mounted(reference, name="fuse") as by_fuse:
+        assert "fuse" == served_by(cli, by_fuse)
+        until(lambda: copies(cli), "the large member is a file")
+        cli.do("mount", reference, native)
+        assert ["fuse", "native"] == [served_by(cli, by_fuse), served_by(cli, native)]
+        assert tree(by_fuse) == tree(native)
+        assert digest_tree(tmp_path / "model") == digest_tree(native) == digest_tree(by_fuse)
+    assert 20_000_000 == found(cli, native)["bytes_copied"]
+    (copy,) = copies(cli)
+    weights = (native / "weights.safetensors").read_bytes()
+    assert f"sha256:{hashlib.sha256(weights).hexdigest()}" == copy["digest"]
+    assert os.getxattr(native / "weights.safetensors", "user.weightless.digest").decode() == copy["copy_of"]
+    assert "20.0 MB of it copies" in cli.do("cache", "ls").error
+    kill_everything(sandbox)
+    assert "in use" in cli.run("cache", "rm", copy["digest"]).error
+    cli.do("cache", "rm", "--all")
+    assert weights == (native / "weights.safetensors").read_bytes()
+    cli.do("mount", reference, native)
+    assert "native" == served_by(cli, native)
+    cli.do("unmount", native)
+    assert [copy["digest"]] == [left["digest"] for left in copies(cli)]
+    cli.do("cache", "rm", copy["copy_of"])
+    assert [] == copies(cli)
 
 
 def test_nothing_makes_it_writable(cli: CommandLine, sandbox: Sandbox, whole: str) -> None:

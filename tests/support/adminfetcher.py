@@ -49,10 +49,8 @@ class Server:
         try:
             while (received := channel.receive()) is not None:
                 request, fds = received
-                self.log.write(
-                    json.dumps([type(request).__name__, getattr(request, "mount", ""), getattr(request, "grant", "")])
-                    + "\n"
-                )
+                told = [getattr(request, name, "") for name in ("mount", "grant", "copy_out")]
+                self.log.write(json.dumps([type(request).__name__, *told]) + "\n")
                 try:
                     self.answer(channel, request, fds)
                 except WeightlessError as error:

@@ -15,6 +15,7 @@ from fuse.filesystem.table import View
 from fuse.mounting import fetcher_start
 from fuse.mounting.manager import HolderSettings, MountManager, MountStatus
 from fuse.registry.access import Access
+from fuse.spec import Verify
 from tests.support import adminfetcher
 from tests.support.leaks import Sandbox, sandbox
 from tests.support.waiting import until
@@ -66,12 +67,15 @@ class Place:
         *,
         reference: str = "registry.example/m:v1",
         grant: str = "user",
+        verify: Verify = "lazy",
         checkpoint: Callable[[str], None] = lambda _: None,
     ) -> tuple[str, Path]:
         path = self.box.root / directory
         path.mkdir(exist_ok=True)
         artifact = manager.resolve(reference, ACCESS, View())
-        mount_id = manager.acquire(artifact, path, prefetch="none", grant=grant, access=ACCESS, checkpoint=checkpoint)
+        mount_id = manager.acquire(
+            artifact, path, prefetch="none", grant=grant, access=ACCESS, verify=verify, checkpoint=checkpoint
+        )
         return mount_id, path
 
 

@@ -10,6 +10,7 @@ import pytest
 from fuse.errors import InvalidConfig
 from fuse.fetch.limits import RegistryLimits
 from fuse.fetch.settings import FetcherSettings
+from fuse.mounting import overlay
 from weightless import config, wiring
 from weightless.options import Settings
 
@@ -60,3 +61,26 @@ def test_what_is_named_and_missing_is_told_at_the_start(tmp_path: Path, section:
 
     with pytest.raises(InvalidConfig, match="/nowhere"):
         wiring.access_reader(settings, local_allowed=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "user", "kernel", "expected"),
+    [
+        ("", 0, True, True),
+        ('[cache]\nnative-copies = "auto"', 0, True, True),
+        ('[cache]\nnative-copies = "off"', 0, True, False),
+        ('[mount]\nnative = "off"', 0, True, False),
+        ("", 1000, True, False),
+        ("", 0, False, False),
+    ],
+)
+def test_copies_are_made_where_native_mounts_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, user: int, kernel: bool, expected: bool
+) -> None:
+    """They take room on the disk: not without a kernel and a user who could show them."""
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    monkeypatch.setattr(overlay, "kernel_can", lambda: kernel)
+    file = tmp_path / "weightless.toml"
+    file.write_text(text)
+    settings = Settings(cache_path="/c", certs_path=None, config=config.load(file))
+    assert expected == wiring.holder_settings(settings, tmp_path, name="n", log_to_stderr=False).copy_out

@@ -37,7 +37,9 @@ def list_blobs(settings: Settings, *, json: bool) -> None:
         )
     console.show(drawn)
     total = sum(blob.bytes_cached for blob in blobs)
-    console.note(f"{units.count(len(blobs), 'blob')}, {units.size(total)} in {settings.cache_dir}")
+    copied = sum(blob.bytes_cached for blob in blobs if blob.copy)
+    of_it = f" ({units.size(copied)} of it copies, for native mounts)" if copied else ""
+    console.note(f"{units.count(len(blobs), 'blob')}, {units.size(total)}{of_it} in {settings.cache_dir}")
 
 
 def remove(settings: Settings, prefixes: Sequence[str], *, unused: bool) -> None:
@@ -130,6 +132,8 @@ def _share(part: int, whole: int) -> str:
 
 def _state(blob: CachedBlob) -> str:
     state = "verified" if blob.verified else "complete" if blob.complete else "partial"
+    if blob.copy:
+        state = f"copy of a part of {blob.copy_of[:19]}" if blob.copy_of else "copy"
     return ", ".join([state, *(["in use"] if blob.pinned else []), *(["pinned"] if blob.pinned_by else [])])
 
 

@@ -42,21 +42,24 @@ def with_everything(
     cache_dir: Path,
     drawn: Meter,
     use: Callable[[Session, int], T],
+    *,
+    copy_out: bool = False,
 ) -> T:
     """Calls `use` with a session in which all blobs of the table `content` are cached and verified, and what was fetched.
 
-    `reference` is pinned. A fetcher that dies is replaced, and `use` called again. Raises what cannot heal.
+    `reference` is pinned. With `copy_out` it is made ready for native mounts afterwards, by a fetcher that somebody else keeps. A
+    fetcher that dies is replaced, and `use` called again. Raises what cannot heal.
     """
     table = decode(content)
     for _ in range(_RESTARTS):
         connection = client.connection()
         try:
-            return _once(connection, reference, content, table, access, cache_dir, drawn, use)
+            return _once(connection, reference, content, table, access, cache_dir, drawn, use, copy_out)
         except Unavailable:
             if not connection.gone:
                 raise
             drawn.say("the fetcher died; a new one goes on where it stopped")
-    return _once(client.connection(), reference, content, table, access, cache_dir, drawn, use)
+    return _once(client.connection(), reference, content, table, access, cache_dir, drawn, use, copy_out)
 
 
 def _once(
@@ -68,8 +71,9 @@ def _once(
     cache_dir: Path,
     drawn: Meter,
     use: Callable[[Session, int], T],
+    copy_out: bool,
 ) -> T:
-    with _session(connection, reference, content) as session:
+    with _session(connection, reference, content, copy_out) as session:
         connection.grant(session.mount, _GRANT, reference, access)
         return use(session, _fetch(session, table, drawn, cache_dir))
 
@@ -125,11 +129,11 @@ class Session:
 
 
 @contextlib.contextmanager
-def _session(connection: Connection, reference: str, content: bytes) -> Iterator[Session]:
+def _session(connection: Connection, reference: str, content: bytes, copy_out: bool) -> Iterator[Session]:
     ours, theirs = wire.pair()
     mount = f"pull-{os.getpid()}-{os.urandom(4).hex()}"
     with ours:
-        _attach(connection, mount, Reference.parse(reference).host, theirs, content)
+        _attach(connection, mount, Reference.parse(reference).host, theirs, content, copy_out)
         session = Session(connection, mount, wire.Channel(ours, protocol.ToWorker))
         listener = threading.Thread(target=session.listen, name="session", daemon=True)
         listener.start()
@@ -143,12 +147,14 @@ def _session(connection: Connection, reference: str, content: bytes) -> Iterator
                 connection.detach(mount)
 
 
-def _attach(connection: Connection, mount: str, registry: str, theirs: socket.socket, content: bytes) -> None:
+def _attach(
+    connection: Connection, mount: str, registry: str, theirs: socket.socket, content: bytes, copy_out: bool
+) -> None:
     """The fetcher has its own copies of both descriptors afterwards."""
     with theirs:
         table = wire.sealed_memfd("table", content)
         try:
-            connection.attach(mount, registry, theirs.fileno(), table)
+            connection.attach(mount, registry, theirs.fileno(), table, copy_out=copy_out)
         finally:
             os.close(table)
 

@@ -30,7 +30,14 @@ def run(
             client.cache_pin(str(named), named.host, content)
         with meter(resolved.bytes_total) as drawn:
             fetched = with_everything(
-                client, resolved.reference, content, access, settings.cache_dir, drawn, lambda _, fetched: fetched
+                client,
+                resolved.reference,
+                content,
+                access,
+                settings.cache_dir,
+                drawn,
+                lambda _, fetched: fetched,
+                copy_out=wiring.copies_out(settings),
             )
     seconds = time.monotonic() - begun
     came = f"{units.size(fetched)} fetched in {units.duration(seconds)}" if fetched else "all was there already"

@@ -32,12 +32,25 @@ def run(settings: Settings, *, json: bool) -> None:
     if not mounts:
         console.note("nothing else is mounted" if unanswered else "nothing is mounted")
         return
-    columns = ("mountpoint", "reference", "cached", "rate", "reads", "waits", "state", "since", "restarts", "reason")
+    columns = (
+        "mountpoint",
+        "reference",
+        "served by",
+        "cached",
+        "rate",
+        "reads",
+        "waits",
+        "state",
+        "since",
+        "restarts",
+        "reason",
+    )
     drawn = console.table(*columns, right=("reads",), whole=("state",))
     for mount in mounts:
         drawn.add_row(
             console.plain(mount.mountpoint),
             console.plain(mount.reference),
+            mount.served_by,
             _cached(mount),
             units.rate(mount.rate_bytes_per_s) if mount.rate_bytes_per_s >= 1 else "-",
             str(mount.reads),
@@ -66,7 +79,8 @@ def _cached(mount: MountStatus) -> str:
     if not mount.bytes_total:
         return "-"
     share = mount.bytes_cached / mount.bytes_total
-    return f"{units.size(mount.bytes_cached)} of {units.size(mount.bytes_total)} ({share:.0%})"
+    copied = f", and {units.size(mount.bytes_copied)} of copies" if mount.bytes_copied else ""
+    return f"{units.size(mount.bytes_cached)} of {units.size(mount.bytes_total)} ({share:.0%}){copied}"
 
 
 def _waits(mount: MountStatus) -> str:

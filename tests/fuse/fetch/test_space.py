@@ -95,3 +95,16 @@ def test_quota_floor_and_pins_hold_whatever_is_written(steps: Sequence[tuple[str
             assert space.used_bytes == store.used_bytes()
             if wanted % 2:
                 held.discard(name)
+
+
+def test_free_room_is_taken_without_evicting_anybody() -> None:
+    """What may be there or not takes what is left over: less than the quota, and nothing that others were promised."""
+    store = FakeStore()
+    store.blobs["a"] = [60, 0]
+    limits = Limits(quota_bytes=QUOTA, free_space_fraction=FLOOR)
+    space = Space(cast("CacheStore", cast("Any", store)), limits, frozenset)
+    assert [True, True, False] == [space.has_free(wanted) for wanted in (0, 40, 41)]
+    assert not space.take_free(41)
+    assert 30 == space.reserve(30, least=30)
+    assert [False, True, False] == [space.take_free(wanted) for wanted in (11, 10, 1)]
+    assert [] == store.evicted

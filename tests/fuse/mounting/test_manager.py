@@ -91,6 +91,15 @@ def test_workers_are_unprivileged_and_hold_nothing_of_ours(here: Place) -> None:
     os.close(writer)
 
 
+def test_the_fetcher_is_told_what_may_be_native_the_next_time(here: Place) -> None:
+    """Then it makes files of what has to be files for that: not for a strict mount, nor where nobody wants native ones."""
+    manager = here.manager(copy_out=True)
+    for verify in ("lazy", "strict"):
+        here.mount(manager, verify, verify=verify)
+    here.mount(here.manager("other"), "other")
+    assert [True, False, False] == [entry[3] for entry in here.requests("Attach")]
+
+
 def test_equal_artifacts_share_one_mount(here: Place) -> None:
     """The second user of an artifact gets the first one's mount, and counts; the last one may unmount it."""
     manager = here.manager()

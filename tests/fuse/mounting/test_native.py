@@ -18,7 +18,7 @@ from fuse.filesystem import table as inode_table
 from fuse.filesystem.table import Artifact, Blob, Node, Table, View
 from fuse.mounting import device, native
 from fuse.mounting.mountinfo import MountTable
-from fuse.mounting.native import NativeMounts
+from fuse.mounting.native import VERSION, NativeMounts
 from fuse.mounting.status import MountStatus
 from fuse.mounting.values import HolderSettings, ResolvedArtifact
 from tests.support.waiting import until
@@ -205,7 +205,7 @@ def test_a_record_of_a_later_version_is_left_alone(here: Here) -> None:
     here.close(first, keep=True)
     (path,) = (here.run / "holder.native").glob("*.json")
     written = msgspec.json.decode(path.read_bytes())
-    path.write_bytes(msgspec.json.encode({**written, "version": 2, "needs": 2, "more": 1}))
+    path.write_bytes(msgspec.json.encode({**written, "version": VERSION + 1, "needs": VERSION + 1, "more": 1}))
     second = here.mounts()
     assert [] == second.statuses()
     here.close(second, keep=True)

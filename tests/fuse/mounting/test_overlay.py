@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from fuse.errors import MountFailed
+from fuse.filesystem.native import MAX_INLINE_BYTES, Section
 from fuse.filesystem.table import Artifact, Blob, Node, Table
 from fuse.filesystem.tree import Tree
 from fuse.mounting import device, overlay
@@ -36,10 +37,10 @@ class Here:
             path.write_bytes(content)
             path.chmod(0o444)
 
-    def show(self, *nodes: Node, places: tuple[str, ...] = PLACES) -> Path:
+    def show(self, *nodes: Node, places: tuple[str, ...] = PLACES, copies: Mapping[Section, str] | None = None) -> Path:
         artifact = Artifact(digest="sha256:m", media_type="model")
         tree = Tree(Table(artifacts=(artifact,), blobs=BLOBS, nodes=(ROOT, *nodes)), 12, 34)
-        overlay.mount(tree, places, self.blobs, self.mount, self.scratch)
+        overlay.mount(tree, places, copies or {}, self.blobs, self.mount, self.scratch)
         return self.mount
 
 
@@ -76,6 +77,42 @@ def test_a_tree_is_shown_as_it_is_described(here: Here) -> None:
     assert {(12, 34)} == {(path.lstat().st_uid, path.lstat().st_gid) for path in (shown, *shown.rglob("*"))}
     assert b"sha512:b" == os.getxattr(shown / "part", "user.weightless.digest")
     assert b"sha256:m" == os.getxattr(shown, "user.weightless.artifact")
+
+
+def test_a_part_that_is_a_file_of_its_own_is_shown_from_there(here: Here) -> None:
+    """Under every name that it has, with the attributes of the blob that it is a part of; nothing of it is copied again."""
+    (here.blobs / "sha256" / "copy").write_bytes(b"a file of its own")
+    section = Section(0, 512, 17)
+    shown = here.show(
+        Node(1, "one", "f", 0o444, 1, 17, 0, 512),
+        Node(1, "link", "f", 0o500, 2, 17, 0, 512),
+        Node(1, "small", "f", 0o444, 3, 10, 0, 512),
+        copies={section: "sha256/copy"},
+    )
+    assert b"a file of its own" == (shown / "one").read_bytes() == (shown / "link").read_bytes()
+    assert CONTENT[512:522] == (shown / "small").read_bytes()
+    assert (b"512", b"sha256:a") == tuple(
+        os.getxattr(shown / "one", f"user.weightless.{name}") for name in ("offset", "digest")
+    )
+    assert (0o500, 2) == ((shown / "link").stat().st_mode & 0o777, (shown / "link").stat().st_mtime_ns)
+
+
+def test_memory_is_not_filled_with_what_should_be_files(here: Here) -> None:
+    """Whoever says that the tree can be shown has no privileges, and the memory is the node's."""
+    large = Node(1, "large", "f", 0o444, 1, MAX_INLINE_BYTES + 1, 2, 5)
+    blobs = (*BLOBS, Blob("sha256:c", 1 << 40, "type/c"))
+    artifact = Artifact(digest="sha256:m", media_type="model")
+    tree = Tree(Table(artifacts=(artifact,), blobs=blobs, nodes=(ROOT, large)))
+    with pytest.raises(MountFailed, match="into memory"):
+        overlay.mount(tree, (*PLACES, "sha256/c"), {}, here.blobs, here.mount, here.scratch)
+    assert () == MountTable.read().below(here.root)
+
+
+@pytest.mark.parametrize(
+    ("release", "can"), [("6.5.0-14-generic", True), ("6.4.99", False), ("5.15.0", False), ("10.0", True), ("?", False)]
+)
+def test_which_kernels_can(release: str, can: bool) -> None:
+    assert can == overlay.kernel_can(release)
 
 
 def test_it_is_ours_guarded_and_all_there_is(here: Here) -> None:
@@ -127,6 +164,12 @@ def test_no_other_files_than_blobs_are_read(here: Here, place: str) -> None:
     with pytest.raises(MountFailed):
         here.show(Node(1, "part", "f", 0o444, 0, 7, 1, 2), places=(PLACES[0], place))
     assert () == MountTable.read().below(here.root)
+
+
+@pytest.mark.parametrize("place", ["../secret", "sha256/../../secret", "/etc/passwd"])
+def test_no_copy_lies_elsewhere(here: Here, place: str) -> None:
+    with pytest.raises(MountFailed, match="none in the cache"):
+        here.show(Node(1, "part", "f", 0o444, 0, 7, 1, 2), copies={Section(1, 2, 7): place})
 
 
 def test_the_kernel_follows_no_link_in_the_cache_either(here: Here) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fuse.fetch import verify
+from fuse.cache.quiet import read_quietly
 from tests.support.pages import pages
 
 CONTENT = os.urandom(1 << 20)
@@ -25,10 +25,10 @@ def test_what_is_hashed_is_cached_afterwards_if_it_was_before(tmp_path: Path, wa
     buffer = memoryview(bytearray(len(CONTENT)))
 
     assert (before > 0) is was_cached
-    assert verify._read(fd, buffer, 0)
+    assert read_quietly(fd, buffer, 0)
     assert buffer == CONTENT
     assert pages(fd).cached == before
-    assert not verify._read(fd, buffer, 1)
+    assert not read_quietly(fd, buffer, 1)
     os.close(fd)
 
 
@@ -38,5 +38,5 @@ def test_hashing_needs_no_flag_that_the_c_library_may_not_have(tmp_path: Path, m
     (tmp_path / "data").write_bytes(CONTENT)
     buffer = memoryview(bytearray(len(CONTENT)))
     with (tmp_path / "data").open("rb") as file:
-        assert verify._read(file.fileno(), buffer, 0)
+        assert read_quietly(file.fileno(), buffer, 0)
     assert buffer == CONTENT
