@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fuse.artifact.digest import Digest
-from weightless.demo.pack import PackedModel, pack_model
+from weightless.demo.pack import Encoding, PackedModel, pack_model
 from weightless.demo.sources import FileSource
 
 TENSOR_BYTES: Final = 32 * 1024 * 1024
@@ -45,8 +45,11 @@ class Model:
         return tuple(directory / name for name in self.shards)
 
 
-def write(directory: Path, *, shards: int = 1, tensors: int) -> Model:
-    """A model of `shards` files with `tensors` tensors each, packed; on the disk, so that no writeback disturbs what follows."""
+def write(directory: Path, *, shards: int = 1, tensors: int, encoding: Encoding = "raw") -> Model:
+    """A model of `shards` files with `tensors` tensors each, packed; on the disk, so that no writeback disturbs what follows.
+
+    `encoding`: whether a layer is a file, or a tar with one file in it.
+    """
     directory.mkdir()
     names = tuple(f"model-{number + 1:05}-of-{shards:05}.safetensors" for number in range(shards))
     # Random bytes once, repeated: making gigabytes of them takes long.
@@ -59,7 +62,7 @@ def write(directory: Path, *, shards: int = 1, tensors: int) -> Model:
                 left -= file.write(piece[:left])
             file.flush()
             os.fsync(file.fileno())
-    return Model(directory=directory, shards=names, tensors=tensors, packed=pack_model(directory))
+    return Model(directory=directory, shards=names, tensors=tensors, packed=pack_model(directory, encoding=encoding))
 
 
 def tensor_name(shard: int, number: int) -> str:

@@ -5,6 +5,7 @@ with TLS if wanted, our own registry for a rate that all connections share.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from weightless.demo.registry import ModelRegistry
 from weightless.demo.sources import FileSource
 
 REPOSITORY = "bench/model"
+_PIECE_BYTES = 16 * 1024 * 1024
 
 _NGINX = """
 daemon off;
@@ -104,7 +106,11 @@ def nginx(directory: Path, packed: PackedModel, *, tls: bool = False) -> Iterato
         if isinstance(source, FileSource):
             path.symlink_to(source.path)
         else:
-            path.write_bytes(source.read(0, source.size))
+            with path.open("wb") as file:
+                for at in range(0, source.size, _PIECE_BYTES):
+                    file.write(source.read(at, min(_PIECE_BYTES, source.size - at)))
+                file.flush()
+                os.fsync(file.fileno())  # no writeback disturbs what follows
     for target in ("v1", str(packed.digest)):
         (root / "manifests" / target).write_bytes(packed.manifest)
     port = _free_port()

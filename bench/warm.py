@@ -1,6 +1,6 @@
 """Reading a complete, verified artifact, against the same bytes in a local file on the same disk, in turns: after a new publish
 of it, and through the FUSE mount that was there while it was fetched; with the page cache emptied of it before each read, and
-then once more, from the page cache.
+then once more, from the page cache. And a model whose layers are tars, published anew once its files were copied out of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bench import models
 from bench.results import Result, ratios
 from bench.scale import by_scale
 from bench.servers import Server, nginx
-from bench.workshop import dd, forget, forget_cache, plugin, published, wait_verified, workshop
+from bench.workshop import dd, forget, forget_cache, mounts, plugin, published, wait_verified, workshop
 from weightless.demo.plugin import NodePlugin
 
 _TENSORS = by_scale(small=3, full=30)
@@ -36,8 +36,16 @@ class _Rates:
 def measure() -> list[Result]:
     with workshop() as directory:
         model = models.write(directory / "source", tensors=_TENSORS)
-        with nginx(directory / "nginx", model.packed) as server, plugin(directory, "warm") as node:
-            return [*_same_mount(node, server, model), *_new_publish(node, server, model)]
+        archive = models.write(directory / "archived", tensors=_TENSORS, encoding="tar")
+        with (
+            nginx(directory / "nginx", model.packed) as server,
+            nginx(directory / "nginx-tar", archive.packed) as tars,
+            plugin(directory, "warm") as node,
+        ):
+            same = _same_mount(node, server, model)
+            raw = _new_publish(node, server, model, chart="warm")
+            copying = _copy_out(node, tars, archive)
+            return [*same, *raw, copying, *_new_publish(node, tars, archive, of="tar layers: ")]
 
 
 def _same_mount(node: NodePlugin, server: Server, model: models.Model) -> list[Result]:
@@ -79,7 +87,20 @@ def _same_mount(node: NodePlugin, server: Server, model: models.Model) -> list[R
     ]
 
 
-def _new_publish(node: NodePlugin, server: Server, model: models.Model) -> list[Result]:
+def _copy_out(node: NodePlugin, server: Server, model: models.Model) -> Result:
+    """Beside a mount by FUSE, which nobody reads."""
+    with published(node, "archive", server.reference, prefetch="full"):
+        wait_verified(node)
+        begun = time.monotonic()
+        wait_verified(node, copies=len(model.shards))
+        return Result(
+            what="tar layers: copying out, after verification", unit="seconds", samples=(time.monotonic() - begun,)
+        )
+
+
+def _new_publish(
+    node: NodePlugin, server: Server, model: models.Model, *, of: str = "", chart: str = ""
+) -> list[Result]:
     ours, local = _Rates(), _Rates()
     publishing: list[float] = []
     for number in range(_ROUNDS):
@@ -88,18 +109,20 @@ def _new_publish(node: NodePlugin, server: Server, model: models.Model) -> list[
         begun = time.monotonic()
         with published(node, f"again{number}", server.reference, prefetch="full") as target:
             publishing.append(time.monotonic() - begun)
+            if (ways := {mount.served_by for mount in mounts(node)}) != {"native"}:
+                raise AssertionError(f"not native, but served by {ways}")
             ours.take(model.size, model.below(target))
     return [
-        Result(what="new publish of what is cached", unit="seconds", samples=tuple(publishing)),
+        Result(what=f"{of}new publish of what is cached", unit="seconds", samples=tuple(publishing)),
         Result(
-            what="  its first read, page cache empty",
+            what=f"  {of}its first read, page cache empty",
             unit="bytes/s",
             samples=tuple(ours.empty),
-            chart="warm",
+            chart=chart,
             label="new publish",
         ),
-        _at_least(0.98, "  new publish / local file, page cache empty", ours.empty, local.empty),
-        _at_least(0.9, "  new publish / local file, read again", ours.again, local.again),
+        _at_least(0.98, f"  {of}new publish / local file, page cache empty", ours.empty, local.empty),
+        _at_least(0.9, f"  {of}new publish / local file, read again", ours.again, local.again),
     ]
 
 

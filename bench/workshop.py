@@ -70,16 +70,17 @@ def mounts(node: NodePlugin) -> list[MountStatus]:
     return statuses(node.run_dir)
 
 
-def wait_verified(node: NodePlugin) -> None:
-    """Until every blob of the cache is there and matches its digest: the driver has nothing left to do."""
+def wait_verified(node: NodePlugin, *, copies: int = 0) -> None:
+    """Until every blob of the cache is there and matches its digest, and so many copies of members of archives are made: then the
+    driver has nothing left to do."""
     command = [sys.executable, "-m", "weightless", "cache", "ls", "--json", "--cache-dir", str(node.cache_dir)]
     deadline = time.monotonic() + _VERIFY_S
     while True:
         listed = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-        if all(blob["verified"] for blob in listed):
+        if all(blob["verified"] for blob in listed) and sum(blob["copy"] for blob in listed) >= copies:
             return
         if time.monotonic() > deadline:
-            raise AssertionError(f"not verified after {_VERIFY_S:g} s: {listed}")
+            raise AssertionError(f"not verified and copied after {_VERIFY_S:g} s: {listed}")
         time.sleep(_LOOK_S)
 
 

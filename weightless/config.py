@@ -11,6 +11,7 @@ log-level = "info"
 [cache]
 quota = "500GB"         # what the cache may hold; without it, what the disk has
 free-space = 0.15       # the share of the disk that stays free
+native-copies = "auto"  # or "off": copy no large members of tars into the cache, which native mounts need
 [fetch]
 connections = 8         # to one registry, at once
 max-bandwidth = "1GB"   # a second, from all registries; without it, what the link carries

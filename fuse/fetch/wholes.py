@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+import msgspec
+
+from fuse import wire
 from fuse.artifact.digest import Digest
 from fuse.cache.copies import Copies
 from fuse.cache.pins import mount_pin
@@ -56,19 +59,28 @@ class Wholes:
             shown = self.shown_by(table, keys, copies=copies)
             if shown is None:
                 raise NotFound("not all of it is in the cache, complete and verified", where=mount_id)
+            whole = self._named(name, keys, shown, request_id)
             try:
                 self._pins.add(name, map(str, (*keys, *shown.values())))
             except OSError as error:
                 raise CacheFailed(f"the pin cannot be written: {error.strerror}", where=name) from error
-        return protocol.Whole(
+        return whole
+
+    def _named(
+        self, pin: str, keys: Sequence[BlobKey], copies: Mapping[Section, BlobKey], request_id: int
+    ) -> protocol.Whole:
+        whole = protocol.Whole(
             id=request_id,
-            pin=name,
+            pin=pin,
             names=tuple(self._store.place(key) for key in keys),
             copies=tuple(
                 protocol.Copy(blob=at.blob, offset=at.offset, size=at.size, name=self._store.place(key))
-                for at, key in shown.items()
+                for at, key in copies.items()
             ),
         )
+        if len(msgspec.json.encode(whole)) > wire.MAX_MESSAGE_BYTES:  # long digests, mostly
+            raise NotFound("its blobs have too many names for one message", where=pin)
+        return whole
 
 
 def keys_of(table: Table, registry: str) -> list[BlobKey]:

@@ -16,8 +16,9 @@ MAX_NODES: Final = 20_000
 """Each becomes an inode in the kernel's memory (about 1 KiB), made one by one when the volume is published."""
 MAX_INLINE_BYTES: Final = 8 * 1024 * 1024
 """Of files that are parts of blobs: they are copied into that memory."""
-MAX_SECTIONS: Final = 400
-"""Each is looked at when the volume is published, and named in one message (`fuse.fetch.protocol.Whole`)."""
+MAX_NAMED: Final = 1000
+"""Blobs, and sections, of which each counts twice: each is looked at when the volume is published, and all are named in one
+message (`fuse.fetch.protocol.Whole`)."""
 
 
 class Section(NamedTuple):
@@ -32,7 +33,7 @@ class Section(NamedTuple):
 def sections(table: Table) -> tuple[Section, ...] | None:
     """What has to be a file of its own before the kernel can show the tree, in the order in which it lies in its blobs.
 
-    Empty where nothing has to. None for a tree that is not to be shown so: with too many files, or too many such parts.
+    Empty where nothing has to. None for a tree that is not to be shown so: with too many files, blobs, or such parts.
     """
     if len(table.nodes) > MAX_NODES:
         return None
@@ -43,7 +44,7 @@ def sections(table: Table) -> tuple[Section, ...] | None:
         inline_bytes += section.size * names
         if inline_bytes > MAX_INLINE_BYTES:
             found.append(section)
-    return tuple(sorted(found)) if len(found) <= MAX_SECTIONS else None
+    return tuple(sorted(found)) if len(table.blobs) + 2 * len(found) <= MAX_NAMED else None
 
 
 def parts(table: Table) -> Iterator[Node]:

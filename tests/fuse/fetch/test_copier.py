@@ -315,3 +315,18 @@ def test_a_damaged_copy_is_found_and_removed(rig: Rig) -> None:
     until(rig.shown, "the copies are there again")
     assert {LARGE, LAST} == set(rig.shown())
     assert Copies(rig.store.objects).of(TAR)[LARGE.offset, LARGE.size] == key
+
+
+def test_as_many_as_are_shown_can_be_named_in_a_message(rig: Rig) -> None:
+    """Also where every number is long. More is refused, before anything is pinned: it would end the connection."""
+    size = 1 << 44
+    for blobs, copies, digest in ((1000, 0, "sha256"), (334, 333, "sha256"), (1000, 0, "sha512")):
+        keys = [BlobKey(Digest.of(bytes([n % 256]), digest), size, scope_of(REGISTRY)) for n in range(blobs)]
+        shown = {Section(n, size - n, size): BlobKey(TAR.digest, size, TAR.scope) for n in range(copies)}
+        pin = mount_pin("a" * 24)
+        if digest == "sha256":
+            assert blobs + 2 * copies <= native.MAX_NAMED
+            assert copies == len(rig.wholes._named(pin, keys, shown, 1 << 31).copies)
+        else:
+            with pytest.raises(NotFound, match="too many names"):
+                rig.wholes._named(pin, keys, shown, 1 << 31)
