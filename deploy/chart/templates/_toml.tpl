@@ -47,7 +47,7 @@ number to TOML. Call weightless.tomlTable with (list PATH MAP): plain keys first
 {{- define "weightless.config" -}}
 {{- $own := include "weightless.commonConfig" . | fromYaml }}
 {{- $_ := set $own "cache-dir" .Values.cache.path }}
-{{- $cache := dict "free-space" .Values.cache.freeSpace }}
+{{- $cache := dict "free-space" .Values.cache.freeSpace "native-copies" .Values.cache.nativeCopies }}
 {{- with .Values.cache.quota }}{{ $_ := set $cache "quota" . }}{{ end }}
 {{- $_ := set $own "cache" $cache }}
 {{- $node := dict "kubelet-dir" .Values.kubeletDir "state-dir" .Values.stateDir }}
