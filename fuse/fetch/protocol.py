@@ -20,14 +20,14 @@ from fuse.fetch.tally import CacheRoom
 from fuse.filesystem.table import View
 from fuse.registry.access import Access
 
-VERSION: Final = 3
+VERSION: Final = 4
 NEEDS: Final = 1
 """The oldest peer, holder or fetcher, that this version can speak with (docs/ARCHITECTURE.md, Versions)."""
 PROFILES_SINCE: Final = 2
 """The version that knows `FindProfile`, and in sessions `Order` and `Learned`."""
 COUNTS_SINCE: Final = 3
 """The version that answers `Progress` without a mount, and counts more than bytes and requests."""
-COPIES_SINCE: Final = 3
+COPIES_SINCE: Final = 4
 """The version that knows copies of parts of blobs: `Attach.copy_out`, and `Whole.copies`, without which a holder would read all
 of such a tree into memory."""
 SOCKET_NAME: Final = "fetcher.sock"
@@ -241,7 +241,7 @@ class Whole(_Message, frozen=True, kw_only=True, tag="whole"):
     names: tuple[str, ...]
     """Where the content of each lies, relative to `blobs` in the cache directory."""
     copies: tuple[Copy, ...] = ()
-    """Since version 3: pinned as well."""
+    """Since version 4: pinned as well."""
 
 
 class FetcherTotals(msgspec.Struct, frozen=True, kw_only=True):
