@@ -84,7 +84,7 @@ class _Lane(threading.Thread):
         grant = engine.grant_for(blob)
         self._last_byte = time.monotonic()
         if grant is None:
-            engine.temporary(run, None, _no_grant(), self._last_byte)
+            engine.setbacks.temporary(run, None, _no_grant(), self._last_byte)
             return
         reserved: int | None = None
         cached_before = 0
@@ -102,18 +102,18 @@ class _Lane(threading.Thread):
                 self._request(run, grant, chunks, lend=not reserved)
                 span.set("weightless.blocks", run.next - first)
         except Later as later:
-            engine.put_off(run, later)
+            engine.setbacks.put_off(run, later)
         except WrongBytes as error:
-            engine.wrong(run, grant, error, self._last_byte)
+            engine.setbacks.wrong(run, grant, error, self._last_byte)
         except WeightlessError as error:
             if error.temporary:
-                engine.temporary(run, grant, error, self._last_byte)
+                engine.setbacks.temporary(run, grant, error, self._last_byte)
             else:
-                engine.permanent(run, grant, error)
+                engine.setbacks.permanent(run, grant, error)
         except Exception as error:  # noqa: BLE001  (the edge of a thread)
             # A disk that cannot be asked, or a mistake of ours: neither may end the lane, nor leave a reader without a retry.
             _log.exception("transfer_broken", digest=str(blob.digest))
-            engine.temporary(run, grant, Unavailable(f"internal error: {error}"), self._last_byte)
+            engine.setbacks.temporary(run, grant, Unavailable(f"internal error: {error}"), self._last_byte)
         finally:
             if reserved:
                 engine.shelf.space.settle(reserved, min(reserved, max(0, blob.bytes_cached - cached_before)))
@@ -133,12 +133,12 @@ class _Lane(threading.Thread):
                 failure = error
         if granted >= wanted:
             if run.priority is not Priority.DEMAND:
-                engine.room_again()
+                engine.setbacks.room_again()
             return granted
         if granted:
             engine.dispatch.shorten(run, granted // (blob.grain * BLOCK_BYTES) * blob.grain)
             return granted
-        engine.no_room(failure)
+        engine.setbacks.no_room(failure)
         return 0 if run.priority is Priority.DEMAND else None
 
     def _request(self, run: Run[BlobState], grant: Grant, chunks: ChunkDigests | None, *, lend: bool) -> None:
@@ -185,7 +185,7 @@ class _Lane(threading.Thread):
             raise
         finally:
             if asked:
-                self._engine.count_request(blob)
+                self._engine.arrivals.count_request(blob)
 
     @staticmethod
     def _check_whole(blob: BlobState, stream: Stream) -> None:
@@ -219,9 +219,9 @@ class _Lane(threading.Thread):
                     lend = not self._write_again(blob, block, content, error)
                 if not lend:
                     writer.record(block, entry)
-                    engine.publish(run, block, entry)
+                    engine.arrivals.publish(run, block, entry)
                     continue
-            engine.lend(run, block, content)
+            engine.arrivals.lend(run, block, content)
             if run.priority is not Priority.DEMAND:
                 return  # nobody waits for the rest
 
@@ -257,7 +257,7 @@ class _Lane(threading.Thread):
         entries = [(block, entry_of(part)) for block, part in _parts(first, content)]
         for block, entry in entries:
             writer.record_proven(block, entry, chunks.mark)
-        self._engine.publish_all(run, entries, chunks, fetched=False)
+        self._engine.arrivals.publish_all(run, entries, chunks, fetched=False)
         return True
 
     def _receive_chunks(
@@ -285,7 +285,7 @@ class _Lane(threading.Thread):
             lend = lend or not self._keep_chunk(run, content, chunks)
             if lend:
                 for block, part in _parts(first, content):
-                    engine.lend(run, block, part, chunks)
+                    engine.arrivals.lend(run, block, part, chunks)
                 if run.priority is not Priority.DEMAND:
                     return  # nobody waits for the rest
 
@@ -307,7 +307,7 @@ class _Lane(threading.Thread):
                     return False
         for block, entry in entries:
             writer.record_proven(block, entry, chunks.mark)
-        self._engine.publish_all(run, entries, chunks)
+        self._engine.arrivals.publish_all(run, entries, chunks)
         return True
 
     def _has_ended(self, run: Run[BlobState], grant: Grant, chunks: ChunkDigests) -> bool:
@@ -331,7 +331,7 @@ class _Lane(threading.Thread):
                 error = again
             else:
                 return True
-        self._engine.no_room(error)
+        self._engine.setbacks.no_room(error)
         return False
 
     def _receive_small(self, run: Run[BlobState], stream: Stream, *, lend: bool) -> None:
@@ -356,10 +356,10 @@ class _Lane(threading.Thread):
                 entries = [(block, entry_of(content)) for block, content in enumerate(parts)]
                 for block, entry in entries:
                     blob.writer.record(block, entry)
-                engine.publish_all(run, entries)
+                engine.arrivals.publish_all(run, entries)
                 return
         for block, content in enumerate(parts):
-            engine.lend(run, block, content)
+            engine.arrivals.lend(run, block, content)
 
     def _fill(self, run: Run[BlobState], content: memoryview, stream: Stream) -> None:
         got = 0
