@@ -31,6 +31,7 @@ _COUNTED: Final = {
 class Arrivals:
     def __init__(self, dispatch: Dispatcher, shelf: Shelf, loans: Loans, counts: Tally) -> None:
         self._lock: Final = dispatch.lock
+        self._dispatch = dispatch
         self._queue = dispatch.queue
         self._shelf = shelf
         self._loans = loans
@@ -73,11 +74,13 @@ class Arrivals:
                 writer.index.publish(block, entry)
                 if chunks is not None:
                     writer.index.mark(block, chunks.mark)
-                self._queue.arrived(run, block)
                 if fetched:
+                    self._dispatch.arrived_locked(run, block, now)
                     blob.meter.add(length, now)
                     self.fetched_bytes += length
                     self._tally.add(_COUNTED[run.priority], length)
+                else:
+                    self._queue.arrived(run, block)
                 if block == blob.hashed_blocks:
                     self._shelf.on_hashable(blob)
             if blob.blocks_cached == blob.blocks:
@@ -107,7 +110,7 @@ class Arrivals:
             if blob.chunks is not chunks and not blob.indivisible:
                 return
             if run.priority is Priority.DEMAND:
-                self._queue.arrived(run, block)
+                self._dispatch.arrived_locked(run, block, time.monotonic())
             blob.meter.add(len(content), time.monotonic())
             self.fetched_bytes += len(content)
             self._tally.add(_COUNTED[run.priority], len(content))

@@ -25,6 +25,7 @@ from fuse.errors import InvalidArtifact, Unavailable, WeightlessError
 from fuse.fetch import tally
 from fuse.fetch.bandwidth import Bandwidth
 from fuse.fetch.blobs import CHUNK_BLOCKS, BlobState, Grant, Stream, WrongBytes
+from fuse.fetch.courtesy import BEHIND_BYTES
 from fuse.fetch.engine import Engine
 from fuse.fetch.progress import FULL
 from fuse.fetch.queue import Priority, Run
@@ -71,6 +72,8 @@ class _Lane(threading.Thread):
         self._urgent_only = urgent_only
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
         self._last_byte = 0.0
+        self._was_away = False
+        """Bytes of the stream may have gathered while the lane did not read."""
 
     def run(self) -> None:
         while (run := self._engine.dispatch.take(urgent_only=self._urgent_only)) is not None:
@@ -150,6 +153,8 @@ class _Lane(threading.Thread):
         length = min(end * BLOCK_BYTES, blob.size) - offset
         began = time.monotonic()
         with self._opened(run, grant, offset, length) as stream:
+            self._was_away = True  # for the first block, which has just been asked for
+            run.reading = True
             if blob.indivisible:
                 self._receive_small(run, stream, lend=lend)
                 return
@@ -200,11 +205,11 @@ class _Lane(threading.Thread):
 
     def _receive(self, run: Run[BlobState], grant: Grant, stream: Stream, *, lend: bool) -> None:
         engine, blob = self._engine, run.blob
-        background = run.priority is Priority.BACKGROUND
         writer = blob.writer
         while not engine.must_stop(run, grant) and blob.chunks is None:
-            if background:
-                engine.dispatch.give_way(run, _REST_S)
+            self._share_link(run, stream)
+            if engine.must_stop(run, grant):
+                break  # it was left meanwhile
             block = run.next
             content = self._buffer[: block_length(blob.size, block)]
             self._fill(run, content, stream)
@@ -264,10 +269,10 @@ class _Lane(threading.Thread):
         self, run: Run[BlobState], grant: Grant, stream: Stream, chunks: ChunkDigests, *, lend: bool
     ) -> None:
         engine, blob = self._engine, run.blob
-        background = run.priority is Priority.BACKGROUND
         while not self._has_ended(run, grant, chunks):
-            if background:
-                engine.dispatch.give_way(run, _REST_S)
+            self._share_link(run, stream)
+            if self._has_ended(run, grant, chunks):
+                break  # it was left meanwhile
             first, content = run.next, self._chunk_of(run)
             proof = hashlib.sha256()
             for _, part in _parts(first, content):
@@ -320,6 +325,17 @@ class _Lane(threading.Thread):
         return self._buffer[: min(CHUNK_BYTES, run.blob.size - run.next * BLOCK_BYTES)]
 
     # ---- small parts ----
+
+    def _share_link(self, run: Run[BlobState], stream: Stream) -> None:
+        """Before each block: leaves the link to readers where it is theirs, and notes who waits, this lane or the bytes."""
+        if run.priority is Priority.BACKGROUND and self._engine.dispatch.give_way(run, _REST_S):
+            self._was_away = True
+        waiting_bytes = stream.waiting_bytes()
+        if self._was_away:
+            self._was_away = waiting_bytes >= BEHIND_BYTES  # what had gathered meanwhile says nothing
+            run.waiting_bytes = None
+        else:
+            run.waiting_bytes = waiting_bytes
 
     def _write_again(self, blob: BlobState, block: int, content: memoryview, error: OSError) -> bool:
         """The disk refused a block: once more, after evicting something. False: it cannot be cached."""
