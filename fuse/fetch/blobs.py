@@ -57,6 +57,10 @@ class Stream(Protocol):
         """Some bytes; 0 at the end."""
         ...
 
+    def waiting_bytes(self) -> int:
+        """How many have come and were not read yet, at least."""
+        ...
+
 
 class Source(Protocol):
     """Where blobs come from; `fuse.registry.repository.Repository` is one."""

@@ -1,9 +1,9 @@
 """The fetcher's heart: what is wanted, what is there, what is being fetched, and whom to tell.
 
 One lock (the dispatcher's) guards the queue and all state of blobs and mounts; nothing blocks while it is held, no message is
-sent under it, no disk is touched. Lanes take runs from the dispatcher and report here, block by block; sessions ask through
-ports. Whoever demands a block is told `Ready`, `Loan` or `Failed` after it asked, whatever becomes of the run that was to bring
-it. Lock order: `space.lock`, then `lock`.
+sent under it, no disk is touched. Sessions ask here, through ports. Lanes take runs from the dispatcher and report, block by
+block, to `arrivals`, and what fails to `setbacks`. Whoever demands a block is told `Ready`, `Loan` or `Failed` after it asked,
+whatever becomes of the run that was to bring it. Lock order: `space.lock`, then `lock`.
 """
 
 from __future__ import annotations
@@ -16,31 +16,26 @@ import structlog
 
 from fuse.artifact.chunks import ChunkDigests
 from fuse.artifact.digest import Digest
-from fuse.cache.index import BLOCK_BYTES, COMPLETE, block_length
+from fuse.cache.index import BLOCK_BYTES
 from fuse.cache.store import BlobKey, CacheStore
-from fuse.errors import Unavailable, WeightlessError
-from fuse.fetch import protocol, proving, tally
-from fuse.fetch.blobs import BlobState, Grant, Source, WrongBytes
+from fuse.fetch import protocol, proving
+from fuse.fetch.arrivals import Arrivals
+from fuse.fetch.blobs import BlobState, Grant, Source
 from fuse.fetch.dispatch import Dispatcher
-from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver, send_loan
-from fuse.fetch.progress import CacheTrouble, complaint, progress_of
+from fuse.fetch.loans import Loans
+from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver
+from fuse.fetch.progress import progress_of
 from fuse.fetch.queue import Priority, Run
+from fuse.fetch.setbacks import Setbacks
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.shares import Shares
 from fuse.fetch.shelf import Shelf
 from fuse.fetch.tally import Tally
-from fuse.fetch.trouble import back_off, end_trouble, fail
-from fuse.registry.health import Later
 
 PRIORITIES: Final = {
     "demand": Priority.DEMAND,
     "readahead": Priority.READAHEAD,
     "background": Priority.BACKGROUND,
-}
-_COUNTED: Final = {
-    Priority.DEMAND: tally.DEMAND,
-    Priority.READAHEAD: tally.READAHEAD,
-    Priority.BACKGROUND: tally.BACKGROUND,
 }
 
 _log = structlog.get_logger(__name__)
@@ -56,10 +51,9 @@ class Engine:
         self.shelf: Final = Shelf(store, settings.limits, self.dispatch, self.tally)
         self._queue = self.dispatch.queue
         self._mounts: set[Mount] = set()
-        self._fetched_bytes = 0
-        self._requests = 0
-        self._cache_trouble: CacheTrouble | None = None
-        """What those who use the cache have been told of it."""
+        self.loans: Final = Loans(self.dispatch, self.shelf, self._demand)
+        self.arrivals: Final = Arrivals(self.dispatch, self.shelf, self.loans, self.tally)
+        self.setbacks: Final = Setbacks(self.dispatch, self.shelf, self._mounts, self.tally)
 
     # ---- mounts ----
 
@@ -179,12 +173,12 @@ class Engine:
             self.shelf.prepare(blob, make=False)
         totals = self.totals()
         with self.lock:
-            return progress_of(mount, request_id, trouble=self._cache_trouble, totals=totals)
+            return progress_of(mount, request_id, trouble=self.setbacks.cache_trouble, totals=totals)
 
     def totals(self) -> protocol.FetcherTotals:
         return protocol.FetcherTotals(
-            bytes_fetched=self._fetched_bytes,
-            requests=self._requests,
+            bytes_fetched=self.arrivals.fetched_bytes,
+            requests=self.arrivals.requests,
             counts=self.tally.counts(),
             cache=self.shelf.space.room(),
         )
@@ -248,7 +242,10 @@ class Engine:
                 self.dispatch.kick_locked()
         deliver(outbox)
         for block in lend:
-            self._lend_cached(port, number, blob, block)
+            self.loans.lend_cached(port, number, block)
+
+    def _demand(self, port: Port, number: int, block: int) -> None:
+        self.want(port, number, block, 1, Priority.DEMAND)
 
     def forget_wishes(self, port: Port, priority: Priority) -> None:
         """What the port wished at this priority is wished no more; what is in flight comes all the same."""
@@ -318,203 +315,7 @@ class Engine:
             usable = blob.usable_grants()
             return usable[blob.tried % len(usable)] if usable else None
 
-    def count_request(self, blob: BlobState) -> None:
-        with self.lock:
-            blob.requests += 1
-            self._requests += 1
-
-    def publish(self, run: Run[BlobState], block: int, entry: int) -> None:
-        """The block's data is written: tells the world."""
-        self.publish_all(run, ((block, entry),))
-
-    def publish_all(
-        self,
-        run: Run[BlobState],
-        blocks: Sequence[tuple[int, int]],
-        chunks: ChunkDigests | None = None,
-        *,
-        fetched: bool = True,
-    ) -> None:
-        """As `publish`, for blocks that follow each other. `chunks`: what has proven them; nothing becomes present without that
-        where the blob has come to need it. Not `fetched`: they were on the disk."""
-        blob = run.blob
-        outbox: Outbox = []
-        lend: list[tuple[Port, int, int]] = []
-        with self.lock:
-            writer = blob.writer
-            if writer is None or blob.rejected or (blob.chunks is not chunks and not blob.indivisible):
-                return
-            now = time.monotonic()
-            for block, entry in blocks:
-                length = block_length(blob.size, block)
-                if not writer.index[block]:
-                    blob.blocks_cached += 1
-                    blob.bytes_cached += length
-                writer.index.publish(block, entry)
-                if chunks is not None:
-                    writer.index.mark(block, chunks.mark)
-                self._queue.arrived(run, block)
-                if fetched:
-                    blob.meter.add(length, now)
-                    self._fetched_bytes += length
-                    self.tally.add(_COUNTED[run.priority], length)
-                if block == blob.hashed_blocks:
-                    self.shelf.on_hashable(blob)
-            if blob.blocks_cached == blob.blocks:
-                writer.index.set_flags(COMPLETE)
-            if fetched:
-                blob.wrong_at_origin = 0
-                self._came_locked(blob, outbox)
-            if blob.waiters:
-                for block, _ in blocks:
-                    for port, number in blob.waiters.pop(block, ()):
-                        if number in port.lent:
-                            lend.append((port, number, block))
-                        else:
-                            outbox.append((port, protocol.Ready(blob=number, first=block, count=1)))
-        deliver(outbox)
-        for port, number, block in lend:
-            self._lend_cached(port, number, blob, block)
-
-    def lend(self, run: Run[BlobState], block: int, content: memoryview, chunks: ChunkDigests | None = None) -> None:
-        """Gives a block that could not be cached to those who wait for it.
-
-        Only a run for readers has done its work with that; what is fetched ahead has to be cached, so it is wished again.
-        """
-        blob = run.blob
-        outbox: Outbox = []
-        with self.lock:
-            if blob.chunks is not chunks and not blob.indivisible:
-                return
-            if run.priority is Priority.DEMAND:
-                self._queue.arrived(run, block)
-            blob.meter.add(len(content), time.monotonic())
-            self._fetched_bytes += len(content)
-            self.tally.add(_COUNTED[run.priority], len(content))
-            waiters = blob.waiters.pop(block, {})
-            self._came_locked(blob, outbox)
-        deliver(outbox)
-        for port, number in waiters:
-            if not send_loan(port, number, block, content):
-                self._defer(port, number, block)
-
-    def _came_locked(self, blob: BlobState, outbox: Outbox) -> None:
-        """Bytes of the blob came from its registry."""
-        self._queue.shares.worked(blob.registry)
-        if blob.trouble_since is not None:
-            end_trouble(blob, outbox, healed=True)
-
-    def _lend_cached(self, port: Port, number: int, blob: BlobState, block: int) -> None:
-        """Lends a block that is in the cache to a reader that has no files."""
-        losses = blob.losses
-        writer = blob.writer
-        content = memoryview(bytearray(BLOCK_BYTES))
-        if writer is not None and writer.block_is_sound(block, content):
-            if not send_loan(port, number, block, content[: block_length(blob.size, block)]):
-                self._defer(port, number, block)
-            return
-        self.shelf.forget(blob, block, losses)
-        self.want(port, number, block, 1, Priority.DEMAND)
-
-    def _defer(self, port: Port, number: int, block: int) -> None:
-        """A reader that does not take what it was lent gets no more: memory is not a queue. It is asked for again later."""
-        with self.lock:
-            if port.closed:
-                return
-            port.deferred.add((number, block))
-        port.sink.come_back()
-
-    def resume(self, port: Port) -> None:
-        """The port's reader has taken what it was lent: what was deferred is wanted again."""
-        with self.lock:
-            deferred, port.deferred = port.deferred, set()
-        for number, block in sorted(deferred):
-            self.want(port, number, block, 1, Priority.DEMAND)
-
-    # ---- trouble ----
-
-    def no_room(self, error: OSError | None = None) -> None:
-        """The cache takes nothing: from now on only what readers wait for is fetched, and lent.
-
-        `error`: what the disk said; None: it is full and nothing can be evicted.
-        """
-        why = complaint(error)
-        with self.lock:
-            told = self._cache_trouble
-            outbox: Outbox = []
-            if told is None or told[1].what != why.what:
-                self._cache_trouble = (told[0] if told else time.time(), why)
-                outbox = self._to_unstalled(why)
-                _log.warning("cache_takes_nothing", error=str(why))
-            self.dispatch.pause_ahead_locked()
-        deliver(outbox)
-
-    def room_again(self) -> None:
-        """A run that nobody waits for got its room: takes back what `no_room` said."""
-        if self._cache_trouble is None:
-            return
-        with self.lock:
-            self._cache_trouble = None
-            outbox = self._to_unstalled(None)
-        deliver(outbox)
-
-    def _to_unstalled(self, error: WeightlessError | None) -> Outbox:
-        message = protocol.Stalled(fault=error.to_fault() if error else None)
-        return [(port, message) for mount in self._mounts if not mount.stalled for port in mount.ports]
-
-    def put_off(self, run: Run[BlobState], later: Later) -> None:
-        """Nothing has failed, but only what readers wait for is to be asked of this registry for a moment."""
-        with self.lock:
-            self._queue.shares.put_off(run.blob.registry, time.monotonic() + later.after_s)
-        _log.debug("transfer_put_off", digest=str(run.blob.digest), reason=str(later), after_s=later.after_s)
-
-    def temporary(self, run: Run[BlobState], grant: Grant | None, error: WeightlessError, since: float) -> None:
-        """A source failed in a way that may heal: the next source at once, or the same again after a while.
-
-        `since`: monotonic time of the last byte, or of the attempt's beginning.
-        """
-        outbox: Outbox = []
-        with self.lock:
-            if grant is not None:
-                self._queue.shares.failed(run.blob.registry)
-            back_off(self._queue, run.blob, grant, error, since, outbox)
-        _log.info("transfer_failed", digest=str(run.blob.digest), error=str(error), grant=grant.name if grant else "")
-        deliver(outbox)
-
-    def wrong(self, run: Run[BlobState], grant: Grant, found: WrongBytes, since: float) -> None:
-        """Bytes came that are not the blob's: from a mirror, which is not asked again, or from the registry itself."""
-        blob = run.blob
-        error = found.error
-        self.tally.add(tally.WRONG)
-        if not found.origin:
-            with self.lock:
-                blob.distrusted.add(found.endpoint)
-            _log.warning("mirror_distrusted", mirror=found.endpoint, digest=str(blob.digest), error=error.what)
-            return  # what is missing of the run is wished again, and asked of the next host
-        with self.lock:
-            again = proving.ask_origin_again(blob)
-        if again:
-            self.temporary(run, grant, Unavailable(error.what, where=error.where), since)
-        else:
-            self.permanent(run, grant, error, contradicted=blob.chunks is not None)
-
-    def permanent(
-        self, run: Run[BlobState], grant: Grant, error: WeightlessError, *, contradicted: bool = False
-    ) -> None:
-        """A source will not give the blob. When none is left, those who wait are told so.
-
-        `contradicted`: it gives other bytes than the chunk index promises.
-        """
-        blob = run.blob
-        outbox: Outbox = []
-        with self.lock:
-            blob.refusals[grant] = error
-            if not blob.usable_grants() and not (contradicted and proving.give_up(blob, error, outbox)):
-                fail(self._queue, blob, error, outbox)
-        _log.warning("transfer_refused", digest=str(blob.digest), error=str(error), source=grant.name)
-        if contradicted:
-            self.shelf.forget_index(blob)
-        deliver(outbox)
+    # ---- for people ----
 
     def statistics(self) -> tuple[int, int]:
         """Runs in flight, and wishes that wait."""

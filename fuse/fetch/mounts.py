@@ -31,7 +31,7 @@ class Sink(Protocol):
         ...
 
     def come_back(self) -> None:
-        """A loan was not sent: the sink lets `Engine.resume` be called once the reader has taken what it was sent."""
+        """A loan was not sent: the sink lets `Loans.resume` be called once the reader has taken what it was sent."""
         ...
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from enum import IntEnum
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -86,9 +86,28 @@ class Wish(Generic[B]):
 
 
 class Run(Generic[B]):
-    """Blocks [next, end) that one lane is fetching. `end` may shrink while it does; only the queue changes the fields."""
+    """Blocks [next, end) that one lane is fetching. `end` may shrink while it does.
 
-    __slots__ = ("blob", "end", "first", "next", "owner", "parked", "priority", "urgent", "urgent_lane", "whole")
+    Only the queue changes the fields, but for those that the dispatcher and the lane note of its way (`at_s`, `reading`,
+    `resting`, `waiting_bytes`).
+    """
+
+    __slots__ = (
+        "at_s",
+        "blob",
+        "end",
+        "first",
+        "next",
+        "owner",
+        "parked",
+        "priority",
+        "reading",
+        "resting",
+        "urgent",
+        "urgent_lane",
+        "waiting_bytes",
+        "whole",
+    )
 
     def __init__(self, owner: Hashable, blob: B, first: int, end: int, priority: Priority) -> None:
         self.owner = owner
@@ -103,6 +122,14 @@ class Run(Generic[B]):
         """It is carried by a lane for urgent work."""
         self.whole = False
         """It streams the blob from its start, as the server knows no ranges: it covers every block until it ends."""
+        self.at_s = 0.0
+        """When its last block came, or it began: the dispatcher's clock."""
+        self.reading = False
+        """There is an answer: its lane is at the next block."""
+        self.resting = False
+        """Its lane leaves the link to readers: the socket's buffer is full or will be, and then nothing more comes."""
+        self.waiting_bytes: int | None = None
+        """What of the next block was there before the lane came for it; None: that says nothing of the link."""
         self.parked: list[Wish[B]] = []
 
     def covers(self, block: int) -> bool:
@@ -127,6 +154,8 @@ class Queue(Generic[B]):
         self.background_limit = RUN_LIMITS[Priority.BACKGROUND]
         self.background_runs_limit: float = math.inf
         """How many background runs may be in flight."""
+        self.background_trickles = False
+        """While the link is the readers': one short background run at a time."""
         self._lines: tuple[dict[Hashable, Line[B]], ...] = ({}, {}, {})
         self._runs: dict[B, list[Run[B]]] = {}
         self._held: dict[B, tuple[float, list[Wish[B]]]] = {}
@@ -235,8 +264,13 @@ class Queue(Generic[B]):
             return bool(demand)
         return bool(demand or readahead or (background and not urgent_only and self._may_start_background()))
 
+    @property
+    def holds_background(self) -> bool:
+        """Whether something is wished in the background that no run has begun."""
+        return bool(self._lines[Priority.BACKGROUND])
+
     def _may_start_background(self) -> bool:
-        return self._background_runs < self.background_runs_limit
+        return self._background_runs < (1 if self.background_trickles else self.background_runs_limit)
 
     @property
     def running(self) -> bool:
@@ -287,6 +321,24 @@ class Queue(Generic[B]):
         run.whole = True
         run.first, run.next, run.end = 0, 0, run.blob.blocks
         return True
+
+    def leave_background(self, least_blocks: int, may_leave: Callable[[], bool]) -> None:
+        """Cuts the background runs that nobody waits for and that have so many blocks to go, as far as `may_leave` allows.
+
+        Not those that rest: they take nothing from the link any more, and what their sockets hold would be lost.
+        """
+        for run in list(self.runs()):
+            if (
+                run.priority is not Priority.BACKGROUND
+                or run.urgent
+                or run.resting
+                or run.whole
+                or run.blob.indivisible
+            ):
+                continue
+            at = _up(run.next + run.reading, run.blob.grain)
+            if run.end - at >= least_blocks and may_leave():
+                self._cut(run, at, requeue=True)
 
     def cut(self, run: Run[B], end: int) -> None:
         """Ends the run before `end`; what lies behind is wished again."""
@@ -368,6 +420,8 @@ class Queue(Generic[B]):
     def _limit(self, wish: Wish[B]) -> int:
         if wish.priority is not Priority.BACKGROUND:
             return RUN_LIMITS[wish.priority]
+        if self.background_trickles:
+            return ALIGNED
         # A short rest is divided among the lanes, so that they end together.
         share = -(-(wish.end - wish.first) // self._lanes)
         return max(LEAST_BACKGROUND, min(self.background_limit, -(-share // ALIGNED) * ALIGNED))

@@ -178,7 +178,7 @@ class Session:
 
     def _resume(self) -> None:
         try:
-            self._engine.resume(self._port)
+            self._engine.loans.resume(self._port)
         except ValueError as error:
             _log.warning("session_refused", mount=self._mount.name, error=str(error))
             self._channel.hang_up()

@@ -25,6 +25,7 @@ from fuse.errors import InvalidArtifact, Unavailable, WeightlessError
 from fuse.fetch import tally
 from fuse.fetch.bandwidth import Bandwidth
 from fuse.fetch.blobs import CHUNK_BLOCKS, BlobState, Grant, Stream, WrongBytes
+from fuse.fetch.courtesy import BEHIND_BYTES
 from fuse.fetch.engine import Engine
 from fuse.fetch.progress import FULL
 from fuse.fetch.queue import Priority, Run
@@ -71,6 +72,8 @@ class _Lane(threading.Thread):
         self._urgent_only = urgent_only
         self._buffer = memoryview(bytearray(BLOCK_BYTES))
         self._last_byte = 0.0
+        self._was_away = False
+        """Bytes of the stream may have gathered while the lane did not read."""
 
     def run(self) -> None:
         while (run := self._engine.dispatch.take(urgent_only=self._urgent_only)) is not None:
@@ -84,7 +87,7 @@ class _Lane(threading.Thread):
         grant = engine.grant_for(blob)
         self._last_byte = time.monotonic()
         if grant is None:
-            engine.temporary(run, None, _no_grant(), self._last_byte)
+            engine.setbacks.temporary(run, None, _no_grant(), self._last_byte)
             return
         reserved: int | None = None
         cached_before = 0
@@ -102,18 +105,18 @@ class _Lane(threading.Thread):
                 self._request(run, grant, chunks, lend=not reserved)
                 span.set("weightless.blocks", run.next - first)
         except Later as later:
-            engine.put_off(run, later)
+            engine.setbacks.put_off(run, later)
         except WrongBytes as error:
-            engine.wrong(run, grant, error, self._last_byte)
+            engine.setbacks.wrong(run, grant, error, self._last_byte)
         except WeightlessError as error:
             if error.temporary:
-                engine.temporary(run, grant, error, self._last_byte)
+                engine.setbacks.temporary(run, grant, error, self._last_byte)
             else:
-                engine.permanent(run, grant, error)
+                engine.setbacks.permanent(run, grant, error)
         except Exception as error:  # noqa: BLE001  (the edge of a thread)
             # A disk that cannot be asked, or a mistake of ours: neither may end the lane, nor leave a reader without a retry.
             _log.exception("transfer_broken", digest=str(blob.digest))
-            engine.temporary(run, grant, Unavailable(f"internal error: {error}"), self._last_byte)
+            engine.setbacks.temporary(run, grant, Unavailable(f"internal error: {error}"), self._last_byte)
         finally:
             if reserved:
                 engine.shelf.space.settle(reserved, min(reserved, max(0, blob.bytes_cached - cached_before)))
@@ -133,12 +136,12 @@ class _Lane(threading.Thread):
                 failure = error
         if granted >= wanted:
             if run.priority is not Priority.DEMAND:
-                engine.room_again()
+                engine.setbacks.room_again()
             return granted
         if granted:
             engine.dispatch.shorten(run, granted // (blob.grain * BLOCK_BYTES) * blob.grain)
             return granted
-        engine.no_room(failure)
+        engine.setbacks.no_room(failure)
         return 0 if run.priority is Priority.DEMAND else None
 
     def _request(self, run: Run[BlobState], grant: Grant, chunks: ChunkDigests | None, *, lend: bool) -> None:
@@ -150,6 +153,8 @@ class _Lane(threading.Thread):
         length = min(end * BLOCK_BYTES, blob.size) - offset
         began = time.monotonic()
         with self._opened(run, grant, offset, length) as stream:
+            self._was_away = True  # for the first block, which has just been asked for
+            run.reading = True
             if blob.indivisible:
                 self._receive_small(run, stream, lend=lend)
                 return
@@ -185,7 +190,7 @@ class _Lane(threading.Thread):
             raise
         finally:
             if asked:
-                self._engine.count_request(blob)
+                self._engine.arrivals.count_request(blob)
 
     @staticmethod
     def _check_whole(blob: BlobState, stream: Stream) -> None:
@@ -200,11 +205,11 @@ class _Lane(threading.Thread):
 
     def _receive(self, run: Run[BlobState], grant: Grant, stream: Stream, *, lend: bool) -> None:
         engine, blob = self._engine, run.blob
-        background = run.priority is Priority.BACKGROUND
         writer = blob.writer
         while not engine.must_stop(run, grant) and blob.chunks is None:
-            if background:
-                engine.dispatch.give_way(run, _REST_S)
+            self._share_link(run, stream)
+            if engine.must_stop(run, grant):
+                break  # it was left meanwhile
             block = run.next
             content = self._buffer[: block_length(blob.size, block)]
             self._fill(run, content, stream)
@@ -219,9 +224,9 @@ class _Lane(threading.Thread):
                     lend = not self._write_again(blob, block, content, error)
                 if not lend:
                     writer.record(block, entry)
-                    engine.publish(run, block, entry)
+                    engine.arrivals.publish(run, block, entry)
                     continue
-            engine.lend(run, block, content)
+            engine.arrivals.lend(run, block, content)
             if run.priority is not Priority.DEMAND:
                 return  # nobody waits for the rest
 
@@ -257,17 +262,17 @@ class _Lane(threading.Thread):
         entries = [(block, entry_of(part)) for block, part in _parts(first, content)]
         for block, entry in entries:
             writer.record_proven(block, entry, chunks.mark)
-        self._engine.publish_all(run, entries, chunks, fetched=False)
+        self._engine.arrivals.publish_all(run, entries, chunks, fetched=False)
         return True
 
     def _receive_chunks(
         self, run: Run[BlobState], grant: Grant, stream: Stream, chunks: ChunkDigests, *, lend: bool
     ) -> None:
         engine, blob = self._engine, run.blob
-        background = run.priority is Priority.BACKGROUND
         while not self._has_ended(run, grant, chunks):
-            if background:
-                engine.dispatch.give_way(run, _REST_S)
+            self._share_link(run, stream)
+            if self._has_ended(run, grant, chunks):
+                break  # it was left meanwhile
             first, content = run.next, self._chunk_of(run)
             proof = hashlib.sha256()
             for _, part in _parts(first, content):
@@ -285,7 +290,7 @@ class _Lane(threading.Thread):
             lend = lend or not self._keep_chunk(run, content, chunks)
             if lend:
                 for block, part in _parts(first, content):
-                    engine.lend(run, block, part, chunks)
+                    engine.arrivals.lend(run, block, part, chunks)
                 if run.priority is not Priority.DEMAND:
                     return  # nobody waits for the rest
 
@@ -307,7 +312,7 @@ class _Lane(threading.Thread):
                     return False
         for block, entry in entries:
             writer.record_proven(block, entry, chunks.mark)
-        self._engine.publish_all(run, entries, chunks)
+        self._engine.arrivals.publish_all(run, entries, chunks)
         return True
 
     def _has_ended(self, run: Run[BlobState], grant: Grant, chunks: ChunkDigests) -> bool:
@@ -321,6 +326,17 @@ class _Lane(threading.Thread):
 
     # ---- small parts ----
 
+    def _share_link(self, run: Run[BlobState], stream: Stream) -> None:
+        """Before each block: leaves the link to readers where it is theirs, and notes who waits, this lane or the bytes."""
+        if run.priority is Priority.BACKGROUND and self._engine.dispatch.give_way(run, _REST_S):
+            self._was_away = True
+        waiting_bytes = stream.waiting_bytes()
+        if self._was_away:
+            self._was_away = waiting_bytes >= BEHIND_BYTES  # what had gathered meanwhile says nothing
+            run.waiting_bytes = None
+        else:
+            run.waiting_bytes = waiting_bytes
+
     def _write_again(self, blob: BlobState, block: int, content: memoryview, error: OSError) -> bool:
         """The disk refused a block: once more, after evicting something. False: it cannot be cached."""
         _log.warning("block_not_written", digest=str(blob.digest), block=block, error=str(error))
@@ -331,7 +347,7 @@ class _Lane(threading.Thread):
                 error = again
             else:
                 return True
-        self._engine.no_room(error)
+        self._engine.setbacks.no_room(error)
         return False
 
     def _receive_small(self, run: Run[BlobState], stream: Stream, *, lend: bool) -> None:
@@ -356,10 +372,10 @@ class _Lane(threading.Thread):
                 entries = [(block, entry_of(content)) for block, content in enumerate(parts)]
                 for block, entry in entries:
                     blob.writer.record(block, entry)
-                engine.publish_all(run, entries)
+                engine.arrivals.publish_all(run, entries)
                 return
         for block, content in enumerate(parts):
-            engine.lend(run, block, content)
+            engine.arrivals.lend(run, block, content)
 
     def _fill(self, run: Run[BlobState], content: memoryview, stream: Stream) -> None:
         got = 0

@@ -73,6 +73,10 @@ class BlobStream:
         self._left -= count
         return count
 
+    def waiting_bytes(self) -> int:
+        """How many bytes the socket holds that were not read yet (under TLS as they came over the wire)."""
+        return self._reply.waiting_bytes()
+
     def abort(self) -> None:
         """Makes a blocked `readinto` raise Unavailable. May be called from any thread while the stream is open."""
         self._reply.abort()

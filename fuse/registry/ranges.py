@@ -7,11 +7,14 @@ thread, except that `abort` may be called from any.
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import io
 import select
 import socket
 import ssl
+import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -170,6 +173,15 @@ class RangeReply:
             self._drop()
             raise Unavailable("the connection was closed early", where=self._where)
         return count
+
+    def waiting_bytes(self) -> int:
+        """How many bytes the socket holds that were not read yet; 0 where the kernel does not say."""
+        connection = self._connection
+        if connection is None or connection.wire is None:
+            return 0
+        with suppress(OSError):
+            return int.from_bytes(fcntl.ioctl(connection.wire, termios.FIONREAD, bytes(4)), sys.byteorder)
+        return 0
 
     def read(self, limit_bytes: int) -> bytes:
         if (self._response.length or 0) > limit_bytes:

@@ -202,14 +202,14 @@ def test_a_reader_waits_for_one_block_of_the_background_at_most(
         # The burst is one block; it leaves no debt, so that one more may be drawn, which does.
         wait_until(lambda: blob.blocks_cached == 2 and rig.engine.statistics()[0] > 3, "the burst to be used up")
 
-        rig.want(port, BLOCKS - 4)
+        rig.want(port, BLOCKS - 2)
         waiting = rig.lanes.bandwidth._turns._waiting
         wait_until(lambda: [turn for turn in list(waiting.values()) if not turn.rank()], "the reader to stand in line")
         assert 2 == blob.blocks_cached
         clock.now += 1 / 8
-        seen.wait_ready(BLOCKS - 4)
+        seen.wait_ready(BLOCKS - 2)
 
-        assert expected(BLOCKS - 4) == seen.block(BLOCKS - 4)
+        assert expected(BLOCKS - 2) == seen.block(BLOCKS - 2)
         assert 3 == blob.blocks_cached
 
         def later() -> bool:

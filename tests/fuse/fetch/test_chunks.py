@@ -372,8 +372,8 @@ def test_nothing_unproven_becomes_present_behind_an_index(rig: Chunked) -> None:
     port, seen = rig.indexed(granted=False)
     blob = port.mount.blobs[0]
     run: Run[Any] = Run(port, blob, 0, 4, Priority.DEMAND)
-    rig.engine.publish(run, 0, entry_of(expected(0)))
-    rig.engine.lend(run, 1, memoryview(expected(1)))
+    rig.engine.arrivals.publish(run, 0, entry_of(expected(0)))
+    rig.engine.arrivals.lend(run, 1, memoryview(expected(1)))
 
     assert seen.files is not None
     assert not seen.files.has(0)

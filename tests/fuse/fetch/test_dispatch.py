@@ -14,7 +14,7 @@ from fuse.cache.index import BLOCK_BYTES
 from fuse.cache.store import BlobKey, CacheStore, scope_of
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.dispatch import Dispatcher
-from fuse.fetch.queue import Priority, Run
+from fuse.fetch.queue import ALIGNED, LEAST_BACKGROUND, Priority, Run
 from tests.support.fetcher import wait_until
 
 
@@ -39,7 +39,7 @@ class Lane(threading.Thread):
 
 
 def idle(dispatcher: Dispatcher, urgent: int, general: int) -> bool:
-    return (dispatcher._idle_urgent, dispatcher._idle_general) == (urgent, general)
+    return (len(dispatcher._urgent), len(dispatcher._general)) == (urgent, general)
 
 
 def blob(blocks: int, name: bytes = b"x") -> BlobState:
@@ -96,6 +96,30 @@ def test_one_wish_after_another_wakes_one_lane_each(dispatcher: Dispatcher) -> N
         assert not lane.is_alive()
 
 
+def test_the_lane_that_was_last_at_work_is_the_next(dispatcher: Dispatcher) -> None:
+    """One reader's blocks, one after another, go over one connection, which is open."""
+    lanes = [Lane(dispatcher, urgent_only=True) for _ in range(3)]
+    for lane in lanes:
+        lane.start()
+    wait_until(lambda: idle(dispatcher, 3, 0), "all lanes to sleep")
+    wanted, used = blob(8), []
+    for block in range(6):
+        with dispatcher.lock:
+            dispatcher.queue.want("a", wanted, block, 1, Priority.DEMAND)
+            dispatcher.kick_locked()
+        wait_until(lambda: any(not lane.taken.empty() for lane in lanes), "a lane to take it", 5)
+        lane = next(lane for lane in lanes if not lane.taken.empty())
+        lane.taken.get()
+        used.append(lane)
+        lane.go_on.release()
+        wait_until(lambda: idle(dispatcher, 3, 0), "it to sleep again")
+
+    assert len(set(used)) == 1
+    dispatcher.close()
+    for lane in lanes:
+        lane.join(5)
+
+
 def test_a_hold_ends_by_itself(dispatcher: Dispatcher) -> None:
     """A lane that sleeps wakes when the blob may be tried again, without a kick."""
     held = blob(8)
@@ -137,7 +161,7 @@ def test_a_lane_that_goes_to_work_leaves_a_hold_to_be_watched(dispatcher: Dispat
 
 def test_background_gives_way_for_a_while_only(dispatcher: Dispatcher) -> None:
     """While a reader waits a background run rests, no longer than it was told, and goes on when the reader is served."""
-    dispatcher.queue.want("a", blob(64), 0, 64, Priority.BACKGROUND)
+    dispatcher.queue.want("a", blob(4), 0, 4, Priority.BACKGROUND)
     background = dispatcher.take(urgent_only=False)
     assert background is not None
     dispatcher.queue.want("b", blob(8, b"y"), 0, 1, Priority.DEMAND)
@@ -154,3 +178,40 @@ def test_background_gives_way_for_a_while_only(dispatcher: Dispatcher) -> None:
         dispatcher.finish_locked(demand)
     resting.join(5)
     assert not resting.is_alive()
+
+
+def test_a_reader_that_comes_has_background_requests_left(dispatcher: Dispatcher) -> None:
+    """One that is not answered yet ends before its first block, and what it was for is wished again."""
+    dispatcher.queue.want("a", blob(64), 0, 64, Priority.BACKGROUND)
+    background = dispatcher.take(urgent_only=False)
+    assert background is not None
+    with dispatcher.lock:
+        dispatcher.queue.want("b", blob(8, b"y"), 0, 1, Priority.DEMAND)
+    demand = dispatcher.take(urgent_only=True)
+
+    assert demand is not None
+    assert background.next == background.end == 0
+    assert sum(wish.end - wish.first for wish in dispatcher.queue.wishes()) == 64
+
+
+def test_background_starts_again_when_the_link_is_free(dispatcher: Dispatcher) -> None:
+    """A lane that was left asleep beside the trickle comes by itself when nobody reads any more, though the trickle hangs."""
+    lanes = [Lane(dispatcher, urgent_only=False) for _ in range(2)]
+    for lane in lanes:
+        lane.start()
+    wait_until(lambda: idle(dispatcher, 0, 2), "both lanes to sleep")
+    with dispatcher.lock:
+        dispatcher.queue.want("r", blob(8), 0, 1, Priority.DEMAND)
+    demand = dispatcher.take(urgent_only=True)
+    assert demand is not None
+    with dispatcher.lock:
+        dispatcher.queue.want("a", blob(64, b"y"), 0, 64, Priority.BACKGROUND)
+        dispatcher.kick_locked()
+
+    wait_until(lambda: all(not lane.taken.empty() for lane in lanes), "both lanes to work", 5)
+    assert sorted(lane.taken.get().end for lane in lanes) == [ALIGNED, ALIGNED + LEAST_BACKGROUND]
+    for lane in lanes:
+        lane.go_on.release()
+    dispatcher.close()
+    for lane in lanes:
+        lane.join(5)

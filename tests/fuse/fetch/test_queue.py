@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse.fetch.queue import FAR, RUN_LIMITS, Priority, Queue, Run
+from fuse.fetch.queue import ALIGNED, FAR, LEAST_BACKGROUND, RUN_LIMITS, Priority, Queue, Run
 from fuse.fetch.shares import LaneCounts, Shares
 
 DEMAND, READAHEAD, BACKGROUND = Priority.DEMAND, Priority.READAHEAD, Priority.BACKGROUND
@@ -83,6 +83,7 @@ rare = st.one_of(
     st.tuples(st.just("forget"), blob_numbers, st.integers(0, 99)),
     st.tuples(st.just("fail"), blob_numbers),
     st.tuples(st.just("full"), st.booleans()),
+    st.tuples(st.just("leave"), st.integers(1, 9), st.booleans()),
 )
 # Wishing and taking are the usual thing: scripts of nothing but rarities never get two runs into each other's way.
 operations = st.lists(st.one_of(wants, takes, wants, takes, arrivals, finishes, rare), min_size=8, max_size=60)
@@ -174,9 +175,14 @@ def test_nothing_is_fetched_twice_at_once_and_nobody_is_forgotten(script: list[A
                     wanted[owner] = {item for item in blocks_of_owner if item[0] != number}
             case ("full", full):
                 queue.only_demand = full
+            case ("leave", least, trickles):
+                for run in runs:
+                    run.reading, run.resting = trickles, trickles and not least % 3
+                queue.leave_background(least, lambda: True)
+                queue.background_trickles = trickles
         check()
 
-    queue.only_demand = False
+    queue.only_demand = queue.background_trickles = False
     for blob in blobs:
         queue.release(blob)
     for run in runs:
@@ -270,6 +276,72 @@ def test_background_yields_to_readers() -> None:
     queue.finish(demand)
 
     assert not queue.should_yield(background)
+
+
+def test_background_runs_are_left_where_that_is_worth_it() -> None:
+    """Each ends with its block, or before the first while there is no answer; what is short, rests, or is waited for, goes on."""
+    queue: Queue[FakeBlob] = Queue(1)
+    _reading, asking, at_rest, _short, awaited = blobs = [FakeBlob(8 if number == 3 else 64) for number in range(5)]
+    for blob in blobs:
+        queue.want(1, blob, 0, blob.blocks, BACKGROUND)
+    runs = {run.blob: run for run in (take(queue) for _ in blobs)}
+    for blob in blobs:
+        bring(queue, runs[blob], 5)
+    for blob in blobs:
+        runs[blob].reading = blob is not asking
+    runs[at_rest].resting = True
+    queue.want(2, awaited, 6, 1, DEMAND)
+    assert queue.next_run(0, urgent_only=True) is None
+    queue.leave_background(4, lambda: True)
+
+    assert [runs[blob].end for blob in blobs] == [6, 5, 64, 8, 64]
+    for run in runs.values():
+        bring(queue, run)
+        queue.finish(run)
+    drain(queue)
+    assert all(blob.present == set(range(blob.blocks)) for blob in blobs)
+
+
+def test_no_more_runs_are_left_than_may_be() -> None:
+    """Each one is asked for, and none is after a refusal."""
+    queue: Queue[FakeBlob] = Queue(1)
+    allowed = iter([True, False, False])
+    for owner in range(3):
+        queue.want(owner, FakeBlob(64), 0, 64, BACKGROUND)
+    runs = [take(queue) for _ in range(3)]
+    ends = [run.end for run in runs]
+    queue.leave_background(4, lambda: next(allowed))
+
+    assert [run.end for run in runs] == [0, *ends[1:]]
+
+
+def test_a_run_of_chunks_is_left_between_two_of_them() -> None:
+    """What is proven in fours is not left with two."""
+    queue: Queue[FakeBlob] = Queue(1)
+    blob = FakeBlob(64, grain=4)
+    queue.want(1, blob, 0, 64, BACKGROUND)
+    run = take(queue)
+    bring(queue, run, 5)
+    queue.leave_background(4, lambda: True)
+
+    assert run.end == 8
+
+
+def test_while_the_link_is_the_readers_the_background_trickles() -> None:
+    """One short run at a time, and none beside one that is under way; afterwards as before."""
+    queue: Queue[FakeBlob] = Queue(4)
+    queue.background_limit = LEAST_BACKGROUND
+    queue.want(1, FakeBlob(200), 0, 200, BACKGROUND)
+    queue.background_trickles = True
+    trickle = take(queue)
+    assert trickle.end - trickle.first == ALIGNED
+    assert queue.next_run(0, urgent_only=False) is None
+    assert not queue.has_work(urgent_only=False)
+    assert queue.holds_background
+    queue.background_trickles = False
+
+    other = take(queue)
+    assert other.end - other.first == LEAST_BACKGROUND
 
 
 def test_owners_take_turns() -> None:
