@@ -11,7 +11,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,22 +111,47 @@ def guarded(method: str, handler: _Handler, observe: Observe = _nobody, service:
             except Exception as error:  # noqa: BLE001  (the last line of defence: gRPC would send its text to the caller)
                 code = grpc.StatusCode.INTERNAL
                 message = f"internal error, see the log of the plugin for rpc {rpc}"
-                # Frames only: the text of an unknown exception may hold anything.
-                trace = f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
-            message = clean(message, secret_values(request))
+                trace = _frames(error)
             duration_s = time.monotonic() - started
-            known = facts.of_request(request) | added
-            if failure is not None:
-                known["kind"] = failure.kind
-            _log_call(method, request, code, message, trace, duration_s, remaining, known)
-        observe(
-            Call(method=method, code=code.name, duration_s=duration_s, request=request, error=failure, message=message)
-        )
+            told = f"failed, see the log of the plugin for rpc {rpc}" if message else ""
+            with _harmless(method):
+                told = clean(message, secret_values(request))
+            with _harmless(method):
+                known = facts.of_request(request) | added
+                if failure is not None:
+                    known["kind"] = failure.kind
+                _log_call(method, request, code, told, trace, duration_s, remaining, known)
+            with _harmless(method):
+                observe(
+                    Call(
+                        method=method,
+                        code=code.name,
+                        duration_s=duration_s,
+                        request=request,
+                        error=failure,
+                        message=told,
+                    )
+                )
         if code is not grpc.StatusCode.OK:
-            context.abort(code, message)
+            context.abort(code, told)
         return response
 
     return call
+
+
+@contextmanager
+def _harmless(method: str) -> Iterator[None]:
+    """What is wrong with telling of a call changes nothing of its outcome, and gRPC would send its text to the caller."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (as above)
+        with suppress(Exception):  # the log itself may be what fails
+            _log.error("rpc_not_told", method=method, trace=_frames(error))
+
+
+def _frames(error: Exception) -> str:
+    """Without its text: that of an unknown exception may hold anything."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
 
 
 @contextmanager

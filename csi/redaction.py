@@ -7,7 +7,6 @@ volume context needs care, where kubelet puts service account tokens. Pure.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -98,6 +97,8 @@ def _leaves(text: str) -> set[str]:
             pending.extend(item)
         elif isinstance(item, str):
             found.add(item)
-            with suppress(binascii.Error, UnicodeError):
+            with suppress(
+                ValueError
+            ):  # no base64, or no text; binascii.Error is one, and there is one for what is not ASCII
                 found.add(base64.b64decode(item, validate=True).decode().partition(":")[2])
     return found

@@ -8,7 +8,6 @@ about.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 import threading
@@ -118,7 +117,7 @@ class DockerConfig:
         if entry.auth:
             try:
                 username, colon, password = base64.b64decode(entry.auth, validate=True).decode().partition(":")
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:  # binascii.Error and UnicodeDecodeError are some, and there is one for what is not ASCII
                 colon = ""
             if not colon:
                 raise InvalidConfig(
@@ -193,7 +192,7 @@ def _decoded(text: bytes, kind: type[_KindT]) -> _KindT | None:
         return None
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         # Its message could quote a secret.
         return None
 

@@ -13,7 +13,6 @@ shown to a registry: a credential provider exchanges them for something that is.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,7 +97,7 @@ def parse_tokens(text: str, where: str) -> dict[str, Token]:
     """The tokens in kubelet's JSON, by audience. Raises InvalidRequest."""
     try:
         found = msgspec.json.decode(text, type=dict[str, _Token])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         # Its message could quote a token.
         raise InvalidRequest(
             "is not what kubelet writes (JSON: audience, token, expirationTimestamp)", where=where
@@ -123,5 +122,5 @@ def _claims(token: str) -> _KubernetesClaims:
     try:
         text = base64.urlsafe_b64decode(payload[0] + "=" * (-len(payload[0]) % 4)) if payload else b""
         return msgspec.json.decode(text, type=_Claims).kubernetes
-    except (binascii.Error, ValueError, msgspec.DecodeError):
+    except (ValueError, msgspec.DecodeError, RecursionError):
         return _KubernetesClaims()

@@ -335,7 +335,7 @@ def _understood(provider: Provider, code: int, output: bytes, began: float) -> _
         stated = provider.default_cache_s
         if response.cache_duration is not None:
             stated = parse_duration(response.cache_duration)
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         raise ProgramFailed("did not answer with a CredentialProviderResponse") from None
     if response.api_version != provider.api_version:
         raise ProgramFailed("answered in another version of the protocol than it was asked in")

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from csi import facts
+from csi import facts, interceptors
 from csi.interceptors import guarded
 from csi.pb import csi_pb2 as pb
 from csi.redaction import clean, secret_values, visible
@@ -113,6 +113,39 @@ def test_an_unknown_exception_tells_the_caller_nothing_but_where_to_look() -> No
     assert details.startswith("internal error, see the log")
     assert line["trace"].startswith("RuntimeError")
     assert "test_status.py" in line["trace"]
+
+
+@pytest.mark.parametrize("broken", ["clean", "_log_call", "observe"])
+def test_what_fails_in_telling_of_a_call_changes_nothing_of_it(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """gRPC would send the text of any exception to the caller, and fail a call that has succeeded."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError(CANARY)
+
+    if broken != "observe":
+        monkeypatch.setattr(interceptors, broken, fail)
+    context = Context()
+    request = publish_request("/t")
+    with structlog.testing.capture_logs() as logs:
+        call = guarded("NodePublishVolume", lambda *_: "response", fail if broken == "observe" else lambda _: None)
+        assert call(request, context) == "response"  # type: ignore[arg-type]
+        assert context.aborted is None
+    assert [line["method"] for line in logs if line["event"] == "rpc_not_told"] == ["NodePublishVolume"]
+    assert CANARY not in repr(logs)
+
+
+def test_a_message_that_cannot_be_cleaned_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code is, and where to look."""
+    monkeypatch.setattr(interceptors, "secret_values", lambda _request: 1 / 0)
+    code, details, _ = outcome(Conflict(CANARY), publish_request("/t"))
+    assert code is grpc.StatusCode.ALREADY_EXISTS
+    assert details.startswith("failed, see the log of the plugin for rpc ")
+
+
+def test_secrets_of_any_script_are_secrets() -> None:
+    """base64 takes ASCII only, and says so by another exception than for the rest; passwords are in every script."""
+    config = json.dumps({"auths": {"r": {"password": "pässwort", "auth": "YmVuOtEH"}}})
+    assert "pässwort" in secret_values(publish_request("/t", secrets={".dockerconfigjson": config}))
 
 
 def test_a_known_error_is_one_readable_line() -> None:

@@ -237,6 +237,7 @@ def test_user_name_and_password_are_for_the_registry_only() -> None:
         {"username": "", "password": SECRET},
         {".dockerconfigjson": SECRET},
         {".dockerconfigjson": '{"auths": []}'},
+        {".dockerconfigjson": '{"auths": {}, "x": ' + "[" * 100_000},
     ],
 )
 def test_an_unusable_secret_says_what_to_give(secrets: dict[str, str]) -> None:
@@ -246,9 +247,10 @@ def test_an_unusable_secret_says_what_to_give(secrets: dict[str, str]) -> None:
     assert SECRET not in str(caught.value)
 
 
-def test_a_broken_auth_in_a_secret_is_the_requests_fault() -> None:
+@pytest.mark.parametrize("auth", [SECRET, f"{SECRET}é", "/w=="])
+def test_a_broken_auth_in_a_secret_is_the_requests_fault(auth: str) -> None:
     """InvalidRequest, for it came with one."""
-    secret = {".dockerconfigjson": json.dumps({"auths": {"registry.test": {"auth": SECRET}}})}
+    secret = {".dockerconfigjson": json.dumps({"auths": {"registry.test": {"auth": auth}}})}
 
     with pytest.raises(InvalidRequest) as caught:
         from_secrets(secret)("registry.test")

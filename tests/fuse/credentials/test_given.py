@@ -40,7 +40,16 @@ def test_a_token_that_says_nothing_is_one_all_the_same(token: str) -> None:
     assert (None, "") == (found.account, found.account_uid)
 
 
-@pytest.mark.parametrize("text", [CANARY, f'{{"a": "{CANARY}"}}', f'{{"a": {{"token": "{CANARY}"}}}}', f'["{CANARY}"]'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"a": {{"x": {"[" * 100_000}',
+        CANARY,
+        f'{{"a": "{CANARY}"}}',
+        f'{{"a": {{"token": "{CANARY}"}}}}',
+        f'["{CANARY}"]',
+    ],
+)
 def test_what_kubelet_does_not_write_is_not_quoted(text: str) -> None:
     """The error names the place."""
     with pytest.raises(InvalidRequest, match="tokens: is not what kubelet writes") as caught:
