@@ -17,9 +17,9 @@ _CAPABILITIES: Final = (pb.ControllerServiceCapability.RPC.CREATE_DELETE_VOLUME,
 
 
 class Controller(rpc.ControllerServicer):
-    def __init__(self, provisioner: Provisioner) -> None:
+    def __init__(self, provisioner: Provisioner, slots: Slots) -> None:
         self._provisioner = provisioner
-        self._slots = Slots("registries are being asked")
+        self._slots = slots
 
     def CreateVolume(  # noqa: N802  (named by the protocol, as all below)
         self, request: pb.CreateVolumeRequest, context: grpc.ServicerContext

@@ -19,6 +19,7 @@ from csi.metrics import Metrics
 from csi.pb import csi_pb2_grpc as rpc
 from csi.provisioner import Provisioner
 from csi.server import Server, socket_path
+from csi.slots import Slots
 
 _GRACE_S: Final = 10.0
 
@@ -58,7 +59,7 @@ class ControllerPlugin:
 
     def stop(self) -> None:
         """Gives up what is under way: who asked for it asks again."""
-        finished = self._provisioner.operations.close(_GRACE_S)
+        finished = self._provisioner.close(_GRACE_S)
         self._server.stop(_GRACE_S)
         self._close_exposition()
         _log.info("plugin_stopped", finished=finished)
@@ -72,5 +73,5 @@ class ControllerPlugin:
 
     def _register(self, server: grpc.Server) -> None:
         rpc.add_IdentityServicer_to_server(Identity(lambda: True), server)
-        controller = Controller(self._provisioner)  # type: ignore[abstract]  # the rest is left to the generated base
+        controller = Controller(self._provisioner, Slots())  # type: ignore[abstract]  # the rest is left to the generated base
         rpc.add_ControllerServicer_to_server(controller, server)

@@ -25,14 +25,21 @@ _CAPABILITIES: Final = (
 
 class Node(rpc.NodeServicer):
     def __init__(
-        self, *, node_id: str, max_volumes: int, publisher: Publisher, rules: TargetRules, mender: Mender
+        self,
+        *,
+        node_id: str,
+        max_volumes: int,
+        publisher: Publisher,
+        rules: TargetRules,
+        mender: Mender,
+        slots: Slots,
     ) -> None:
         self._node_id = node_id
         self._max_volumes = max_volumes
         self._publisher = publisher
         self._rules = rules
         self._mender = mender
-        self._slots = Slots("volumes are being published")
+        self._slots = slots
 
     def NodePublishVolume(  # noqa: N802  (named by the protocol, as all below)
         self, request: pb.NodePublishVolumeRequest, context: grpc.ServicerContext

@@ -95,8 +95,18 @@ class Operations:
                 del self._by_target[target]
             operation.finished.set()
 
+    def end(self) -> None:
+        """Starts no more, and cancels all, without waiting for them."""
+        self._give_up()
+
     def close(self, limit_s: float) -> bool:
-        """Starts no more, cancels all and waits for them. False when some have not ended in time."""
+        """`end`, and waits. False when some have not ended in time."""
+        pending = self._give_up()
+        deadline = time.monotonic() + limit_s
+        return all(operation.finished.wait(max(0.0, deadline - time.monotonic())) for operation in pending)
+
+    def _give_up(self) -> list[Operation]:
+        """What is under way still."""
         with self._lock:
             self._closed = True
             pending = list(self._by_target.values())
@@ -104,8 +114,7 @@ class Operations:
             # An unpublish is let to its end: giving it up would only leave it to the next start.
             if operation.verb != "unpublish":
                 operation.cancel.set()
-        deadline = time.monotonic() + limit_s
-        return all(operation.finished.wait(max(0.0, deadline - time.monotonic())) for operation in pending)
+        return pending
 
     def count(self) -> int:
         with self._lock:

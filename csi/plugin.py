@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from csi.publisher import AccessSource, Publisher
 from csi.recovery import Mender, recover
 from csi.renewal import LOOK_S, Renewals
 from csi.server import Server, is_served, socket_path
+from csi.slots import Slots
 from csi.targets import TargetRules
 from csi.volumes import VolumeRecord, VolumeRecords
 from fuse.disk import unusable
@@ -149,10 +151,13 @@ class NodePlugin:
     def stop(self) -> None:
         """Ends in the order in which things depend on each other. Published volumes stay mounted."""
         self._ready = False
-        # First what is under way: only then can the calls that wait for it return.
+        # First what is under way: only then can the calls that wait for it return. All at once: they have one time of grace.
+        grace_ends_at = time.monotonic() + _GRACE_S
         if self._provisioner is not None:
-            self._provisioner.operations.close(_GRACE_S)
+            self._provisioner.end()
         finished = self._publisher.operations.close(_GRACE_S)
+        if self._provisioner is not None:
+            finished &= self._provisioner.close(max(0.0, grace_ends_at - time.monotonic()))
         self._server.stop(_GRACE_S)
         self._presence.close()
         self._mender.close()
@@ -188,16 +193,18 @@ class NodePlugin:
 
     def _register(self, server: grpc.Server) -> None:
         rpc.add_IdentityServicer_to_server(Identity(lambda: self._ready), server)
+        slots = Slots()
         node = Node(  # type: ignore[abstract]  # what is not offered is left to the generated base, which says so
             node_id=self._settings.node_id,
             max_volumes=self._settings.max_volumes,
             publisher=self._publisher,
             rules=self._rules,
             mender=self._mender,
+            slots=slots,
         )
         rpc.add_NodeServicer_to_server(node, server)
         if self._provisioner is not None:
-            controller = Controller(self._provisioner)  # type: ignore[abstract]  # likewise
+            controller = Controller(self._provisioner, slots)  # type: ignore[abstract]  # likewise
             rpc.add_ControllerServicer_to_server(controller, server)
 
     def _lock(self, directory: Path) -> None:

@@ -16,10 +16,13 @@ from csi import attributes, creations
 from csi.attributes import MAX_MAP_BYTES, PREFIX
 from csi.creations import CreateRequest, ValidateRequest
 from csi.operations import Operation, Operations
+from csi.proof import Admitting, proven
 from csi.templates import Annotations, expand
+from fuse.credentials.given import Given
 from fuse.errors import InvalidRequest
 from fuse.registry.access import Access
 
+_NAMED_IN: Final = "StorageClass parameter csi.storage.k8s.io/provisioner-secret-name"
 _ROOM: Final = "shorten the reference or the patterns"
 
 
@@ -28,12 +31,6 @@ class Pinner(Protocol):
 
     def pin(self, reference: str, access: Access, cancel: threading.Event) -> str:
         """The reference with the digest that it leads to. Raises what the registry raises, NotAModel, Cancelled."""
-
-
-class AccessSource(Protocol):
-    """What is needed of `fuse.mounting.access.AccessReader`."""
-
-    def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +42,12 @@ class NewVolume:
 class Provisioner:
     """`annotations` reads a claim's, from the cluster."""
 
-    def __init__(self, *, pinner: Pinner, access: AccessSource, annotations: Annotations) -> None:
+    def __init__(self, *, pinner: Pinner, access: Admitting, annotations: Annotations) -> None:
         self.operations = Operations()
         self._pinner = pinner
         self._access = access
         self._annotations = annotations
+        self._ending = threading.Event()
 
     def create(self, request: CreateRequest, limit_s: float | None = None) -> NewVolume:
         """The volume of this name. `limit_s` bounds the waiting for an equal request that is under way only."""
@@ -67,8 +65,18 @@ class Provisioner:
         """Empty if the volume can be had as asked, else why not. Raises as `create` does when its model cannot be had at all."""
         if request.context:
             reference = attributes.parse(request.context).reference
-            self._pinned(reference, request.secrets, threading.Event())
+            self._pinned(reference, request.secrets, self._ending)
         return request.refusal
+
+    def end(self) -> None:
+        """Starts nothing more, and gives up what is under way, without waiting for it."""
+        self._ending.set()
+        self.operations.end()
+
+    def close(self, limit_s: float) -> bool:
+        """`end`, and waits. False when volumes are still being made after this time."""
+        self.end()
+        return self.operations.close(limit_s)
 
     def _create(self, operation: Operation, request: CreateRequest) -> None:
         template = request.parameters["reference"]
@@ -82,4 +90,8 @@ class Provisioner:
         operation.result = NewVolume(volume_id=creations.volume_id(request.name, values), context=context)
 
     def _pinned(self, reference: str, secrets: Mapping[str, str], cancel: threading.Event) -> str:
-        return self._pinner.pin(reference, self._access.access(reference, secrets), cancel)
+        given = Given(secrets=secrets, named_in=_NAMED_IN)
+        _, pinned = proven(
+            self._access, reference, given, lambda access: self._pinner.pin(reference, access, cancel), cancel
+        )
+        return pinned

@@ -11,7 +11,6 @@ Called from many threads; `Operations` keeps those of one target apart. It knows
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -26,16 +25,18 @@ from csi import mounts
 from csi.admissions import Admissions
 from csi.mounts import SharedMounts
 from csi.operations import Operation, Operations
+from csi.proof import Admitting, proven
 from csi.requests import PublishRequest, VolumeKey
 from csi.targets import Target, TargetRules
 from csi.volumes import VolumeRecord, VolumeRecords, grant_of
 from fuse import tracing
 from fuse.credentials.given import Given, is_weaker
-from fuse.errors import Conflict, Forbidden, Unauthenticated, WeightlessError
+from fuse.errors import Conflict, Unauthenticated, WeightlessError
 from fuse.filesystem.table import View
 from fuse.mounting.access import Admission
 from fuse.mounting.manager import ResolvedArtifact
 from fuse.mounting.status import Health
+from fuse.registry.access import Access
 
 _LEAST_RENEWAL_S: Final = 10.0
 """Credentials that end sooner than this after they were looked up are not looked up sooner for that."""
@@ -43,12 +44,8 @@ _LEAST_RENEWAL_S: Final = 10.0
 _log = structlog.get_logger()
 
 
-class AccessSource(Protocol):
+class AccessSource(Admitting, Protocol):
     """What is needed of `fuse.mounting.access.AccessReader`."""
-
-    def admit(
-        self, reference: str, given: Given = ..., *, cancel: threading.Event | None = None, fresh: bool = False
-    ) -> Admission: ...
 
     def marker(self) -> Hashable: ...
 
@@ -325,21 +322,12 @@ class Publisher:
     def _admitted(
         self, operation: Operation, reference: str, given: Given, view: View, admission: Admission | None = None
     ) -> tuple[Admission, ResolvedArtifact]:
-        """The proof that these credentials may pull. Those that were remembered are looked up again before they are refused.
+        """`admission`: what was looked up already."""
 
-        `admission`: what was looked up already.
-        """
-        admission = admission or self._access.admit(reference, given, cancel=operation.cancel)
-        try:
-            return admission, self.shared.resolve(reference, admission.access, view, operation.cancel)
-        except (Unauthenticated, Forbidden) as error:
-            if not admission.remembered:
-                raise admission.explained(error) from error
-        admission = self._access.admit(reference, given, cancel=operation.cancel, fresh=True)
-        try:
-            return admission, self.shared.resolve(reference, admission.access, view, operation.cancel)
-        except (Unauthenticated, Forbidden) as error:
-            raise admission.explained(error) from error
+        def ask(access: Access) -> ResolvedArtifact:
+            return self.shared.resolve(reference, access, view, operation.cancel)
+
+        return proven(self._access, reference, given, ask, operation.cancel, admission)
 
     def _admitted_again(
         self, operation: Operation, record: VolumeRecord, given: Given, admission: Admission | None = None
@@ -363,11 +351,11 @@ class Publisher:
         """Whether the volume goes on with credentials that are good now; if not, with what it had."""
         try:
             admission = self._access.admit(record.pinned, given, cancel=operation.cancel, fresh=fresh)
-            if is_weaker(admission.rung, record.rung):
-                why = "; ".join(admission.notes) or "they are not there any more"
-                raise Unauthenticated(f"credentials of {record.rung} cannot be had: {why}", where=record.pinned)
+            _check_not_weaker(admission, record)
             if not self.admissions.is_same(record.name, admission):
                 admission, artifact = self._admitted_again(operation, record, given, admission)
+                # Those that count in the end may have been looked up anew on the way.
+                _check_not_weaker(admission, record)
                 operation.check()
                 self.shared.hold(
                     artifact,
@@ -384,3 +372,10 @@ class Publisher:
             return False
         self.admissions.note(record.name, given, admission, least_s=_LEAST_RENEWAL_S, now=time.monotonic())
         return True
+
+
+def _check_not_weaker(admission: Admission, record: VolumeRecord) -> None:
+    """Raises Unauthenticated for what stands below the rung that the volume was let in by."""
+    if is_weaker(admission.rung, record.rung):
+        why = "; ".join(admission.notes) or "they are not there any more"
+        raise Unauthenticated(f"credentials of {record.rung} cannot be had: {why}", where=record.pinned)

@@ -19,17 +19,18 @@ _MARGIN_S: Final = 1.0
 
 
 class Slots:
-    """`what` is for the sentence that a call beyond their number is refused with."""
+    """One for all services of a server: they share its threads."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self) -> None:
         self._free = threading.BoundedSemaphore(MAX_SLOW_CALLS)
 
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Raises InProgress when none is free."""
         if not self._free.acquire(blocking=False):
-            raise InProgress(f"{MAX_SLOW_CALLS} {self._what} already", where="plugin", fix="it will be tried again")
+            raise InProgress(
+                f"{MAX_SLOW_CALLS} calls wait for registries already", where="plugin", fix="it will be tried again"
+            )
         try:
             yield
         finally:

@@ -31,6 +31,9 @@ AMBIENT: Final[frozenset[str]] = frozenset({"driver-secret", "node-identity"})
 PROVIDED: Final[frozenset[str]] = frozenset({"pod-identity", "node-identity"})
 """Those that programs give: the administrator's file of them may change."""
 
+NAMED_IN: Final = "nodePublishSecretRef"
+"""Where the secret of a publish is named."""
+
 PROVIDER_USER: Final = 65532
 """Whom credential providers run as where nothing else is said: neither the workers' user nor the fetcher's, which take what
 strangers send."""
@@ -77,6 +80,8 @@ class Given:
     account: ServiceAccount | None = None
     tokens: Mapping[str, Token] = field(default_factory=dict, repr=False)
     """By audience."""
+    named_in: str = NAMED_IN
+    """Where a person names the secret for such a request."""
 
 
 class _Token(msgspec.Struct, rename="camel"):

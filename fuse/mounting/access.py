@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from fuse.artifact.reference import Reference
-from fuse.credentials.given import Given, Rung
+from fuse.credentials.given import NAMED_IN, Given, Rung
 from fuse.credentials.ladder import Credentials, Found, OwnCredentials
 from fuse.credentials.matching import matches
 from fuse.errors import AddressRefused, Forbidden, Unauthenticated, WeightlessError
@@ -23,12 +23,12 @@ from fuse.registry.hosts import load_access
 _NOBODY: Final = Given()
 _REFUSED: Final[dict[Rung, str]] = {
     "pod-identity": "credential provider {source} gave these for ServiceAccount {account}: let that account pull this",
-    "publish-secret": "these are of the volume's secret (nodePublishSecretRef): correct it, or let its user pull this",
+    "publish-secret": "these are of the volume's secret ({named_in}): correct it, or let its user pull this",
     "driver-secret": "these are the driver's own (docker-config), as the volume names no secret for {registry}: name one in "
-    "nodePublishSecretRef, or let the driver's user pull this",
+    "{named_in}, or let the driver's user pull this",
     "node-identity": "these are of the node{by}, as the volume names no secret for {registry}: name one in "
-    "nodePublishSecretRef, or let the node pull this",
-    "anonymous": "there were no credentials for {registry}: name a secret for it in the volume's nodePublishSecretRef",
+    "{named_in}, or let the node pull this",
+    "anonymous": "there were no credentials for {registry}: name a secret for it in the volume's {named_in}",
 }
 """What to do about a refusal, by whose credentials were refused."""
 
@@ -43,6 +43,8 @@ class Admission:
     source: str = ""
     """Of the same: the credential provider, if it was one."""
     account: str = ""
+    named_in: str = NAMED_IN
+    """Where a person names another secret."""
     ends_at: float = float("inf")
     """Monotonic time from which credentials are to be looked up again, for any of the hosts."""
     remembered: bool = False
@@ -56,7 +58,11 @@ class Admission:
             return error
         by = f", by {self.source}" if self.source else ""
         cure = _REFUSED[self.rung].format(
-            registry=self.access.registry, source=self.source, account=self.account or "of the pod", by=by
+            registry=self.access.registry,
+            source=self.source,
+            account=self.account or "of the pod",
+            by=by,
+            named_in=self.named_in,
         )
         known = () if error.fix == error.usual_fix else (error.fix,)
         return error.again(fix="; ".join((*known, cure, *self.notes)))
@@ -127,6 +133,7 @@ class AccessReader:
             rung=own.rung,
             source=own.source,
             account=str(given.account or ""),
+            named_in=given.named_in,
             ends_at=min((each.ends_at for each in found.values()), default=float("inf")),
             remembered=any(each.remembered for each in found.values()),
             notes=tuple(dict.fromkeys(climb.notes)),

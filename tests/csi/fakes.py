@@ -49,6 +49,8 @@ class FakeAccess:
         """The driver's own password, for who brings none."""
         self.fresh_password = ""
         """Instead of the others, where fresh credentials are asked for."""
+        self.fresh_rung = ""
+        """By which those come, if not by the same."""
 
     def admit(
         self, reference: str, given: Given = NOBODY, *, cancel: threading.Event | None = None, fresh: bool = False
@@ -65,9 +67,11 @@ class FakeAccess:
             rung, credential = "driver-secret", Credential(username="driver", password=self.ambient)
         if fresh and self.fresh_password:
             credential = Credential(username="fresh", password=self.fresh_password)
+            rung = self.fresh_rung or rung
         endpoint = Endpoint(url=f"https://{host}", credential=credential, origin=True)
         return Admission(
             access=Access(registry=host, endpoints=(endpoint,)),
+            named_in=given.named_in,
             rung=rung,  # type: ignore[arg-type]
             ends_at=time.monotonic() + self.lifetime_s,
             remembered=self.remembered and not fresh,

@@ -17,23 +17,23 @@ from csi.pinning import MountingPinner
 from csi.provisioner import Provisioner
 from csi.slots import MAX_SLOW_CALLS
 from csi.templates import Claim
-from fuse.errors import Cancelled, Forbidden, InvalidConfig, NotAModel, NotFound, Unavailable, WeightlessError
-from fuse.registry.access import Access, Credential, Endpoint
-from tests.csi.fakes import PASSWORD, PRIVATE, REFERENCE, FakeManager
+from fuse.errors import (
+    Cancelled,
+    Forbidden,
+    InvalidConfig,
+    NotAModel,
+    NotFound,
+    Unauthenticated,
+    Unavailable,
+    WeightlessError,
+)
+from fuse.registry.access import Access
+from tests.csi.fakes import PASSWORD, PRIVATE, REFERENCE, FakeAccess, FakeManager
 from tests.csi.harness import Kubelet, Place, capability, code_of, create_request, details_of
 from tests.support.waiting import until
 
 DIGEST = f"sha256:{'1' * 64}"
 REFERENCE_KEY = "csi.weightless.dev/reference"
-
-
-class BySecret:
-    """Puts the secrets of a request into the access, as `AccessReader` does."""
-
-    def access(self, reference: str, secrets: Mapping[str, str] | None = None) -> Access:
-        host = reference.partition("/")[0]
-        credential = Credential(**secrets) if secrets else None
-        return Access(registry=host, endpoints=(Endpoint(url=f"https://{host}", credential=credential, origin=True),))
 
 
 class FakePinner:
@@ -46,6 +46,8 @@ class FakePinner:
         """References, and the password that came with each."""
         self.gate = threading.Event()
         self.gate.set()
+        self.good = ""
+        """The one password that is taken, if there is one."""
 
     def pin(self, reference: str, access: Access, cancel: threading.Event) -> str:
         credential = access.endpoints[0].credential
@@ -55,6 +57,8 @@ class FakePinner:
                 raise Cancelled("given up")
         if self.error is not None:
             raise self.error
+        if self.good and (credential is None or credential.password != self.good):
+            raise Unauthenticated("not accepted", where=reference)
         return f"{reference.partition('@')[0]}@{self.digest}"
 
 
@@ -77,8 +81,12 @@ def claims() -> Claims:
 
 
 @contextmanager
-def controlling(place: Place, pinner: FakePinner, claims: Claims | None = None) -> Iterator[Kubelet]:
-    provisioner = Provisioner(pinner=pinner, access=BySecret(), annotations=(claims or Claims()).annotations)
+def controlling(
+    place: Place, pinner: FakePinner, claims: Claims | None = None, access: FakeAccess | None = None
+) -> Iterator[Kubelet]:
+    provisioner = Provisioner(
+        pinner=pinner, access=access or FakeAccess(), annotations=(claims or Claims()).annotations
+    )
     plugin = ControllerPlugin(ControllerSettings(endpoint=f"unix://{place.root}/c/csi.sock"), provisioner)
     plugin.start()
     try:
@@ -153,6 +161,30 @@ def test_secrets_are_shown_to_the_registry_only(client: Kubelet, pinner: FakePin
     with pytest.raises(grpc.RpcError) as caught:
         client.controller.CreateVolume(request)
     assert PASSWORD not in details_of(caught.value)
+
+
+def test_credentials_that_were_remembered_are_looked_up_again_before_they_are_refused(
+    place: Place, pinner: FakePinner
+) -> None:
+    """As for a publish: what a provider said an hour ago may be out of date."""
+    access = FakeAccess()
+    access.ambient, access.remembered, access.fresh_password, pinner.good = "stale", True, "new", "new"
+    with controlling(place, pinner, access=access) as client:
+        create(client)
+    assert pinner.asked == [(REFERENCE, "stale"), (REFERENCE, "new")]
+
+
+@pytest.mark.parametrize("secret", [True, False])
+def test_a_refusal_says_where_a_claims_secret_is_named(client: Kubelet, pinner: FakePinner, *, secret: bool) -> None:
+    """Not in nodePublishSecretRef, which is for nodes."""
+    pinner.error = Forbidden("not for you")
+    request = create_request()
+    if secret:
+        request.secrets.update({"username": "robot", "password": PASSWORD})
+    with pytest.raises(grpc.RpcError) as caught:
+        client.controller.CreateVolume(request)
+    assert "StorageClass parameter csi.storage.k8s.io/provisioner-secret-name" in details_of(caught.value)
+    assert "nodePublishSecretRef" not in details_of(caught.value)
 
 
 def test_a_context_that_no_node_would_take_is_refused(client: Kubelet) -> None:
@@ -257,16 +289,26 @@ def test_other_names_do_not_wait(client: Kubelet, pinner: FakePinner) -> None:
 def test_ending_gives_up_what_is_under_way(place: Place, pinner: FakePinner) -> None:
     """ABORTED, and the controller ends at once."""
     pinner.gate.clear()
-    provisioner = Provisioner(pinner=pinner, access=BySecret(), annotations=Claims().annotations)
+    provisioner = Provisioner(pinner=pinner, access=FakeAccess(), annotations=Claims().annotations)
+    question = pb.ValidateVolumeCapabilitiesRequest(
+        volume_id="by-hand", volume_capabilities=[capability()], volume_context={"reference": REFERENCE}
+    )
     plugin = ControllerPlugin(ControllerSettings(endpoint=f"unix://{place.root}/c/csi.sock"), provisioner)
     plugin.start()
-    with Kubelet(place.root / "c" / "csi.sock") as client, ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(create, client)
-        until(lambda: pinner.asked, "the registry is asked")
-        plugin.stop()
-        with pytest.raises(grpc.RpcError) as caught:
-            waiting.result(20)
-    assert code_of(caught.value) is grpc.StatusCode.ABORTED
+    with Kubelet(place.root / "c" / "csi.sock") as client, ThreadPoolExecutor(2) as pool:
+        waiting = [
+            pool.submit(create, client),
+            pool.submit(client.controller.ValidateVolumeCapabilities, question, timeout=20),
+        ]
+        until(lambda: len(pinner.asked) == 2, "the registry is asked")
+        try:
+            plugin.stop()
+        finally:
+            pinner.gate.set()
+        for each in waiting:
+            with pytest.raises(grpc.RpcError) as caught:
+                each.result(20)
+            assert code_of(caught.value) is grpc.StatusCode.ABORTED
 
 
 # ---- beside a node plugin ----
@@ -274,7 +316,7 @@ def test_ending_gives_up_what_is_under_way(place: Place, pinner: FakePinner) -> 
 
 def test_beside_a_node_plugin_the_data_plane_is_asked(manager: FakeManager) -> None:
     """The privileged process parses nothing from a registry itself."""
-    pinned = MountingPinner(manager).pin(REFERENCE, BySecret().access(REFERENCE), threading.Event())
+    pinned = MountingPinner(manager).pin(REFERENCE, FakeAccess().admit(REFERENCE).access, threading.Event())
     assert pinned.startswith(f"{REFERENCE}@sha256:")
     assert manager.resolved == [(REFERENCE, False)]
 

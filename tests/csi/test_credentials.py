@@ -188,6 +188,20 @@ def test_no_look_falls_back_to_weaker_credentials(place: Place, manager: FakeMan
         kubelet.unpublish(target)
 
 
+def test_a_fresh_look_falls_back_to_no_weaker_credentials(place: Place, manager: FakeManager) -> None:
+    """Neither does one that is made since the registry did not take what was remembered, and the provider fails by now."""
+    access = FakeAccess()
+    manager.passwords = {"token-1", "of-node"}
+    target = place.target()
+    with node(place, manager, access) as (_, kubelet):
+        kubelet.publish(target, reference=PRIVATE, attributes=context("token-1"))
+        access.remembered, access.fresh_password, access.fresh_rung = True, "of-node", "node-identity"
+        kubelet.publish(target, reference=PRIVATE, attributes=context("token-2"))
+        assert [False, False, True] == access.asked
+        assert ["token-1"] == in_force(manager)
+        kubelet.unpublish(target)
+
+
 def test_remembered_credentials_are_refused_only_when_fresh_ones_are(place: Place, manager: FakeManager) -> None:
     """A right that was given a moment ago counts, whatever is remembered; what stays refused is asked about once more only."""
     access = FakeAccess()

@@ -15,14 +15,17 @@ import pytest
 
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc as rpc
+from csi.pinning import MountingPinner
 from csi.plugin import NodePlugin
+from csi.provisioner import Provisioner
 from csi.server import Server, socket_path
 from csi.slots import MAX_SLOW_CALLS
 from fuse.errors import Conflict, InvalidConfig, Unavailable
 from fuse.mounting import device
 from fuse.mounting.mountinfo import MountTable
-from tests.csi.fakes import FakeManager
-from tests.csi.harness import Kubelet, Place, code_of, publish_request, running
+from fuse.registry.access import Access
+from tests.csi.fakes import FakeAccess, FakeManager
+from tests.csi.harness import Kubelet, Place, code_of, create_request, publish_request, running
 
 pytestmark = pytest.mark.kernel
 
@@ -131,6 +134,38 @@ def test_ending_cancels_what_is_under_way(place: Place, manager: FakeManager) ->
         plugin.stop()
         assert time.monotonic() - started < 5
         assert code_of(call.exception()) in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
+    assert place.leftovers() == []
+
+
+def test_ending_cancels_volumes_and_claims_at_once(place: Place, manager: FakeManager) -> None:
+    """With a controller beside it: kubelet's calls do not wait until the controller's have ended."""
+    entered, cancelled = threading.Semaphore(0), threading.Event()
+
+    def resolve(_reference: str, cancel: threading.Event | None) -> None:
+        assert cancel is not None
+        entered.release()
+        assert cancel.wait(10)
+        cancelled.set()
+
+    class Pinner:
+        def pin(self, reference: str, access: Access, cancel: threading.Event) -> str:
+            entered.release()
+            assert cancel.wait(10)
+            assert cancelled.wait(5)
+            return f"{reference}@sha256:{'1' * 64}"
+
+    manager.on_resolve = resolve
+    provisioner = Provisioner(pinner=Pinner(), access=FakeAccess(), annotations=lambda _claim: {})
+    plugin = NodePlugin(place.settings(), manager, provisioner)
+    plugin.start()
+    with Kubelet(place.socket) as kubelet:
+        calls = (
+            kubelet.node.NodePublishVolume.future(publish_request(place.target())),
+            kubelet.controller.CreateVolume.future(create_request()),
+        )
+        assert all(entered.acquire(timeout=5) for _ in calls)
+        plugin.stop()
+        assert {code_of(call.exception()) for call in calls} == {grpc.StatusCode.ABORTED}
     assert place.leftovers() == []
 
 
@@ -290,5 +325,36 @@ def test_only_so_many_publishes_at_once(place: Place, manager: FakeManager) -> N
         release.set()
         for number, call in enumerate(calls):
             call.result()
+            kubelet.unpublish(place.target(volume=f"v{number}"), volume_id=f"v{number}")
+        assert place.leftovers() == []
+
+
+def test_claims_and_volumes_share_the_threads_of_one_server(place: Place, manager: FakeManager) -> None:
+    """Publishes that wait for a registry and creations that do leave room for a probe together."""
+    release, count = threading.Event(), threading.Semaphore(0)
+
+    def wait(_reference: str, cancel: threading.Event | None) -> None:
+        count.release()
+        assert release.wait(20)
+
+    manager.on_resolve = wait
+    provisioner = Provisioner(pinner=MountingPinner(manager), access=FakeAccess(), annotations=lambda _claim: {})
+    with running(place, manager, provisioner) as (_, kubelet):
+        half = range(MAX_SLOW_CALLS // 2)
+        calls = [
+            kubelet.node.NodePublishVolume.future(
+                publish_request(place.target(volume=f"v{number}"), volume_id=f"v{number}"), timeout=30
+            )
+            for number in half
+        ] + [kubelet.controller.CreateVolume.future(create_request(f"pvc-{number}"), timeout=30) for number in half]
+        for _ in calls:
+            assert count.acquire(timeout=10)
+        refused = kubelet.controller.CreateVolume.future(create_request("one-more"), timeout=10)
+        assert code_of(refused.exception()) is grpc.StatusCode.ABORTED
+        assert kubelet.identity.Probe(pb.ProbeRequest(), timeout=1).ready.value
+        release.set()
+        for call in calls:
+            call.result()
+        for number in half:
             kubelet.unpublish(place.target(volume=f"v{number}"), volume_id=f"v{number}")
         assert place.leftovers() == []
