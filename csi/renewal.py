@@ -68,14 +68,20 @@ class Renewals:
 
     def _run(self) -> None:
         while not self._closing.wait(self._look_s):
-            marker = self._access.marker()
-            if marker != self._marker:
-                self._marker = marker
-                self._admissions.end(AMBIENT | PROVIDED, time.monotonic())
-            for name in self._admissions.due(time.monotonic()):
-                self._renew(name, fresh=False)
-            for name in self._doubted(time.monotonic()):
-                self._renew(name, fresh=True)
+            try:
+                self._look()
+            except Exception:  # noqa: BLE001  (the edge of a thread: a disk that fails for a moment must not end it)
+                _log.exception("renewals_failed")
+
+    def _look(self) -> None:
+        marker = self._access.marker()
+        if marker != self._marker:
+            self._marker = marker
+            self._admissions.end(AMBIENT | PROVIDED, time.monotonic())
+        for name in self._admissions.due(time.monotonic()):
+            self._renew(name, fresh=False)
+        for name in self._doubted(time.monotonic()):
+            self._renew(name, fresh=True)
 
     def _doubted(self, now: float) -> list[str]:
         """The volumes whose credentials the registry does not take although they have not ended, as often as it may help."""

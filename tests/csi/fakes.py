@@ -43,6 +43,8 @@ class FakeAccess:
         """Each question, and whether it was for fresh credentials."""
         self.looks = 0
         """How often it was looked whether something has changed."""
+        self.failing_looks: tuple[int, ...] = ()
+        """Which of these looks fail."""
         self.written: Hashable = None
         """What the administrator wrote."""
         self.ambient = ""
@@ -79,6 +81,8 @@ class FakeAccess:
 
     def marker(self) -> Hashable:
         self.looks += 1
+        if self.looks in self.failing_looks:
+            raise OSError(5, "Input/output error")
         return self.written
 
 

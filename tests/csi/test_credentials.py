@@ -156,6 +156,20 @@ def test_what_the_administrator_changes_counts_for_what_runs(place: Place, manag
             kubelet.unpublish(place.target(volume=volume), volume_id=volume_id)
 
 
+def test_a_look_that_fails_is_not_the_last(place: Place, manager: FakeManager) -> None:
+    """The directory of the driver's secret may be on a disk that fails for a moment."""
+    access = FakeAccess()
+    access.ambient, access.failing_looks = "old", (2, 3)
+    manager.passwords = {"old", "new"}
+    target = place.target()
+    with node(place, manager, access) as (_, kubelet):
+        kubelet.publish(target, reference=PRIVATE)
+        until(lambda: access.looks >= 3, "the looks that fail are over")
+        access.ambient, access.written = "new", 1
+        until(lambda: in_force(manager) == ["new"], "the new one is in force")
+        kubelet.unpublish(target)
+
+
 def test_a_restarted_plugin_looks_again_at_what_it_can(
     place: Place, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
