@@ -19,6 +19,7 @@ from fuse.registry.access import Access, Credential, Endpoint
 from tests.support import ordinary
 from tests.support.commandline import World
 from tests.support.registry import FaultyRegistry
+from weightless.config import CredentialsSection
 from weightless.doctor import configuration, processes, registry, storage, system
 from weightless.doctor.examination import look
 from weightless.doctor.finding import Finding
@@ -233,6 +234,21 @@ def test_a_directory_that_is_missing_is_judged_by_where_it_would_be(tmp_path: Pa
     assert not look(tmp_path / "file" / "b").is_directory
 
 
+def test_credentials_of_pods(tmp_path: Path) -> None:
+    """What the node plugin would refuse to start with is broken; where there is no plugin there is nothing to say."""
+    assert states(configuration.of_pods(CredentialsSection(), used=False)) == ["skipped"]
+    assert states(configuration.of_pods(CredentialsSection(docker_config=str(tmp_path)), used=True)) == ["ok"]
+    missing = CredentialsSection(docker_config=str(tmp_path / "none"))
+    assert states(configuration.of_pods(missing, used=False)) == ["broken"]
+    (tmp_path / "providers.json").write_text(CANARY)
+    providers = CredentialsSection(
+        provider_config=str(tmp_path / "providers.json"), provider_bin_dir=str(tmp_path), docker_config=str(tmp_path)
+    )
+    found = configuration.of_pods(providers, used=True)
+    assert states(found) == ["broken"]
+    assert CANARY not in repr(found)
+
+
 # ---- the command ----
 
 
@@ -272,6 +288,16 @@ def test_a_reference_has_its_registry_asked(tmp_path: Path) -> None:
     assert "1 broken" in result.stderr
     result = world.run("doctor", "no reference", code=1)
     assert result.stderr.startswith("error: REFERENCE")
+
+
+def test_on_a_node_the_registry_is_asked_as_for_a_pod(tmp_path: Path) -> None:
+    """By the rules for pods: nothing that listens on the node itself."""
+    world = World(tmp_path)
+    world.environment["CSI_ENDPOINT"] = f"unix://{tmp_path}/csi.sock"
+    result = world.run("doctor", "--json", "127.0.0.1:1/models/none:v1", code=1)
+    (found,) = (each for each in json.loads(result.stdout) if each["check"] == "registry")
+    assert found["state"] == "broken"
+    assert "hosts.toml" in found["cure"]
 
 
 @pytest.mark.kernel

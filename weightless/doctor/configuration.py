@@ -1,4 +1,4 @@
-"""Checks of what an administrator wrote: hosts.toml, docker's config. They read these files, and nothing else."""
+"""Checks of what an administrator wrote: hosts.toml, docker's config, [credentials]. They read these files, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Final
 from fuse.credentials.dockerconfig import DockerConfig
 from fuse.errors import WeightlessError
 from fuse.registry.hosts import load_access
+from weightless import wiring
+from weightless.config import CredentialsSection
 from weightless.doctor.finding import Finding, failed, ok, skipped, warning
 
 _ANY: Final = "_default"
@@ -56,3 +58,15 @@ def docker(directory: Path | None = None) -> Finding:
     except WeightlessError as error:
         return failed("docker config", error)
     return ok("docker config", "readable, or not there")
+
+
+def of_pods(section: CredentialsSection, *, used: bool) -> Finding:
+    """What counts for volumes of pods. `used`: a node plugin is configured here."""
+    check = "pod credentials"
+    if not used and section == CredentialsSection():
+        return skipped(check, "no node plugin is configured here")
+    try:
+        wiring.ladder(section)
+    except WeightlessError as error:
+        return failed(check, error)
+    return ok(check, f"usable; allowed are {', '.join(section.allow)}")

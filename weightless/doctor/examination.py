@@ -67,10 +67,11 @@ def examine_node(settings: Settings, reference: str | None) -> Iterator[Finding]
         ),
         ("hosts.toml", lambda: configuration.hosts(settings.certs_dir)),
         ("docker config", lambda: [configuration.docker()]),
+        ("pod credentials", lambda: [configuration.of_pods(settings.config.credentials, used=bool(endpoint))]),
         ("processes", lambda: _processes(settings, endpoint, table)),
     ]
     if reference is not None:
-        parts.append(("registry", lambda: _registry(settings, reference)))
+        parts.append(("registry", lambda: _registry(settings, reference, for_pods=bool(endpoint))))
     for name, part in parts:
         try:
             yield from part()
@@ -210,7 +211,8 @@ def _answer(path: Path, kind: socket.SocketKind) -> Answer:
     return "answers"
 
 
-def _registry(settings: Settings, reference: str) -> Iterator[Finding]:
-    access = wiring.access_reader(settings).access(reference)
+def _registry(settings: Settings, reference: str, *, for_pods: bool) -> Iterator[Finding]:
+    """On a node as for a pod that brings no credentials; elsewhere as for a command."""
+    access = wiring.access_reader(settings, local_allowed=not for_pods).access(reference)
     with Transport() as transport:
         yield from registry.registry(reference, access, registry.ask_for_manifest(reference, transport))
