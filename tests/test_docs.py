@@ -113,7 +113,7 @@ def test_the_ways_to_credentials_are_accepted(tmp_path: Path) -> None:
     for text in blocks(page, "toml"):
         (tmp_path / "weightless.toml").write_text(text)
         assert config.load(tmp_path / "weightless.toml").credentials != config.CredentialsSection()
-    driver, providers, volume = blocks(page, "yaml")
+    driver, providers, volume = (text for text in blocks(page, "yaml") if not text.startswith("# values.yaml"))
     kubernetes_validate.validate(yaml.safe_load(driver), "1.35", strict=True)
     (tmp_path / "providers.yaml").write_text(providers)
     (provider,) = providerconfig.load(tmp_path / "providers.yaml")
@@ -238,7 +238,7 @@ def test_every_field_of_the_status_is_explained() -> None:
 def test_alerts_name_metrics_and_reasons_that_exist() -> None:
     """The rules of OPERATIONS.md are YAML, and what they ask for is in metrics.md."""
     operations, metrics = ((ROOT / "docs" / name).read_text() for name in ("OPERATIONS.md", "metrics.md"))
-    (rules,) = blocks(ROOT / "docs" / "OPERATIONS.md", "yaml")
+    _, rules = blocks(ROOT / "docs" / "OPERATIONS.md", "yaml")
     expressions = [rule["expr"] for group in yaml.safe_load(rules)["groups"] for rule in group["rules"]]
     expressions += blocks(ROOT / "docs" / "metrics.md", "promql")
     documented = set(re.findall(r"^\| `(\w+)` ", metrics, re.MULTILINE))
