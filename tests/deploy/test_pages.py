@@ -42,7 +42,7 @@ def all_blocks() -> list[Any]:
 
 @pytest.mark.parametrize("text", all_blocks())
 def test_what_is_shown_is_accepted(helm: Helm, text: str, tmp_path: Path) -> None:
-    """Manifests by Kubernetes' schemas and, for attributes, by the driver; values by the chart, and what it writes by the driver."""
+    """Manifests by Kubernetes' schemas and, for attributes, by the driver; values by the chart, then the driver."""
     if text.startswith("# values.yaml"):
         (tmp_path / "values.yaml").write_text(text)
         answer = helm.run("template", "x", CHART, "--kube-version=1.34", f"--values={tmp_path / 'values.yaml'}")
