@@ -192,6 +192,20 @@ def test_keys_that_sentences_name_exist(page: Path) -> None:
             assert not commands[name].hidden or "older name" in line or "still works" in line, line
 
 
+def test_names_of_the_source_are_in_it() -> None:
+    """Events of the log, reasons, metrics and fields that a sentence names, and files: a search for them finds something."""
+    folders = [ROOT / name for name in ("fuse", "csi", "weightless", "deploy")]
+    files = [file for folder in folders for file in folder.rglob("*") if file.suffix in (".py", ".yaml", ".json")]
+    source = "\n".join(file.read_text() for file in files)
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
+            found = name.removesuffix("_total") in source
+            assert found or name.startswith("process_") or name in ("snapshot_download", "fusefs_t"), (page.name, name)
+        for path in re.findall(r"`((?:fuse|csi|weightless|tests|scripts|deploy)/[\w./-]+)`", text):
+            assert (ROOT / path).exists(), (page.name, path)
+
+
 def test_the_taint_has_one_name() -> None:
     """In the pages, the chart and the program's own help: a node whose taint nobody removes gets no pod, ever."""
     files = [*PAGES, ROOT / "weightless" / "config.py", ROOT / "deploy" / "chart" / "values.yaml"]
