@@ -18,12 +18,14 @@ ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never UV_PYTHON=/usr/bin/python3 UV_PR
 WORKDIR /src
 # The dependencies change more seldom than the code: a layer of their own.
 COPY pyproject.toml uv.lock README.md LICENSE ./
-RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project
+# "--extra otel": with OpenTelemetry's traces.
+ARG EXTRAS=
+RUN /opt/uv/bin/uv sync --locked --no-default-groups ${EXTRAS} --no-install-project
 COPY csi csi
 COPY fuse fuse
 COPY weightless weightless
 # What uv notes of the time of the build goes. Byte code goes by the content of its source, not by its time: it is the same in every build, and is never written at run time.
-RUN /opt/uv/bin/uv sync --locked --no-default-groups --no-editable \
+RUN /opt/uv/bin/uv sync --locked --no-default-groups ${EXTRAS} --no-editable \
  && rm /opt/weightless/lib/python3*/site-packages/weightless-*.dist-info/uv_cache.json \
  && sed -i '/uv_cache.json/d' /opt/weightless/lib/python3*/site-packages/weightless-*.dist-info/RECORD \
  && python3 -m compileall -q -j 0 --invalidation-mode checked-hash /opt/weightless/lib

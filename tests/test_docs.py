@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 from typer.main import get_command
 
 from csi import attributes
+from csi.identity import DRIVER_NAME
 from csi.kubernetes.events import EventReason
 from fuse.credentials import providerconfig
 from fuse.credentials.given import RUNGS
@@ -27,6 +30,7 @@ from weightless.app import app
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "deploy" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
@@ -52,9 +56,23 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(page.parent / link if link else page), (link, anchor)
 
 
+def test_the_readme_is_short_and_two_clicks_lead_everywhere() -> None:
+    """Each page is linked to by the README, or by a page that it links to."""
+    readme = ROOT / "README.md"
+    assert len(readme.read_text().split()) < 1200
+
+    def linked(page: Path) -> set[Path]:
+        found = re.findall(r"\]\(([^)#:]+\.md)[^)]*\)", page.read_text())
+        return {(page.parent / each).resolve() for each in found}
+
+    near = linked(readme)
+    reached = near.union(*(linked(page) for page in near if page.name != "CHANGELOG.md"))
+    assert {page.resolve() for page in PAGES} - {readme} - reached == set()
+
+
 @pytest.mark.parametrize("text", blocks(ROOT / "README.md", "yaml"), ids=lambda text: yaml.safe_load(text)["kind"])
 def test_manifests_are_valid_and_their_attributes_are_understood(text: str) -> None:
-    """The README's pod and PersistentVolume pass Kubernetes' schemas and our own parser."""
+    """The README's pod passes Kubernetes' schemas and our own parser; volumes.md is looked at by tests/deploy/test_pages.py."""
     document = yaml.safe_load(text)
     kubernetes_validate.validate(document, "1.33", strict=True)
     for csi in _volumes(document):
@@ -64,15 +82,15 @@ def test_manifests_are_valid_and_their_attributes_are_understood(text: str) -> N
 
 def test_the_configuration_file_is_accepted(tmp_path: Path) -> None:
     """The example of CONFIGURATION.md has no key that is unknown."""
-    (text,) = blocks(ROOT / "docs" / "CONFIGURATION.md", "toml")
+    text, _ = blocks(ROOT / "docs" / "CONFIGURATION.md", "toml")
     file = tmp_path / "weightless.toml"
     file.write_text(text)
     assert config.load(file).quota_bytes == 500 * 10**9
 
 
 def test_the_hosts_toml_is_accepted(tmp_path: Path) -> None:
-    """The README's mirror is asked before the registry itself."""
-    (text,) = blocks(ROOT / "README.md", "toml")
+    """The mirror of CONFIGURATION.md is asked before the registry itself."""
+    _, text = blocks(ROOT / "docs" / "CONFIGURATION.md", "toml")
     assert tomllib.loads(text)
     place = tmp_path / "registry.example.com"
     place.mkdir()
@@ -95,7 +113,7 @@ def test_the_ways_to_credentials_are_accepted(tmp_path: Path) -> None:
     for text in blocks(page, "toml"):
         (tmp_path / "weightless.toml").write_text(text)
         assert config.load(tmp_path / "weightless.toml").credentials != config.CredentialsSection()
-    driver, providers, volume = blocks(page, "yaml")
+    driver, providers, volume = (text for text in blocks(page, "yaml") if not text.startswith("# values.yaml"))
     kubernetes_validate.validate(yaml.safe_load(driver), "1.35", strict=True)
     (tmp_path / "providers.yaml").write_text(providers)
     (provider,) = providerconfig.load(tmp_path / "providers.yaml")
@@ -123,12 +141,82 @@ def test_the_peers_of_the_documentation_are_accepted(text: str, tmp_path: Path) 
 
 
 def test_the_table_of_commands_is_complete() -> None:
-    """Each command of the program stands in the README, and no other."""
-    table = (ROOT / "README.md").read_text().partition("## The command line")[2].partition("\n\nA reference")[0]
+    """Each command of the program stands in commands.md, and no other."""
+    table = (ROOT / "docs" / "commands.md").read_text().partition("\n## ")[0]
     named = set(re.findall(r"^\| `weightless (\w+)", table, re.MULTILINE))
     commands = get_command(app).commands  # type: ignore[attr-defined]  # a group
     shown = {name for name, command in commands.items() if not command.hidden}
     assert named == shown - {"version"}
+
+
+def shown_commands(page: Path) -> list[list[str]]:
+    """The words after `weightless` of each line that a code block has people type, also behind `kubectl exec`."""
+    found = []
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        if language:
+            continue
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            typed = re.match(r"(?:\$ )?(?:kubectl .* -- )?(?:weightless (?=[a-z]))(.*)", line)
+            if typed:
+                words = shlex.split(re.split(r" [|;&>] ?| …", typed[1])[0], comments=True)
+                found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_that_are_shown_exist(page: Path) -> None:
+    """Each has a name and options that the program knows, and is not one that is only kept for old manifests."""
+    for words in shown_commands(page):
+        command: Any = get_command(app)
+        rest = list(words)
+        while hasattr(command, "commands"):
+            name = rest.pop(0)
+            assert name in command.commands, (page.name, words)
+            command = command.commands[name]
+        assert not command.hidden, (page.name, words)
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= options, (page.name, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_keys_that_sentences_name_exist(page: Path) -> None:
+    """`[section] key` is one of weightless.toml; a command in a sentence is one of today's."""
+    text = page.read_text()
+    sections = {field.encode_name: field.type for field in msgspec.structs.fields(config.Config)}
+    for section, key in re.findall(r"`\[([a-z]+)\] ([a-z-]+)", text):
+        assert key in {field.encode_name for field in msgspec.structs.fields(sections[section])}, (section, key)
+    commands = get_command(app).commands  # type: ignore[attr-defined]  # a group
+    for line in text.splitlines():
+        for name in re.findall(r"`weightless ([a-z]+)", line):
+            assert name in commands, name
+            assert not commands[name].hidden or "older name" in line or "still works" in line, line
+
+
+def test_names_of_the_source_are_in_it() -> None:
+    """Events of the log, reasons, metrics and fields that a sentence names, and files: a search for them finds something."""
+    folders = [ROOT / name for name in ("fuse", "csi", "weightless", "deploy")]
+    files = [file for folder in folders for file in folder.rglob("*") if file.suffix in (".py", ".yaml", ".json")]
+    source = "\n".join(file.read_text() for file in files)
+    for page in PAGES:
+        text = page.read_text()
+        for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
+            found = name.removesuffix("_total") in source
+            assert found or name.startswith("process_") or name in ("snapshot_download", "fusefs_t"), (page.name, name)
+        for path in re.findall(r"`((?:fuse|csi|weightless|tests|scripts|deploy)/[\w./-]+)`", text):
+            assert (ROOT / path).exists(), (page.name, path)
+
+
+def test_the_taint_has_one_name() -> None:
+    """In the pages, the chart and the program's own help: a node whose taint nobody removes gets no pod, ever."""
+    files = [*PAGES, ROOT / "weightless" / "config.py", ROOT / "deploy" / "chart" / "values.yaml"]
+    named = {name for file in files for name in re.findall(r"[\w.…]*/agent-not-ready", file.read_text())}
+    assert named == {f"{DRIVER_NAME}/agent-not-ready"}
+
+
+def test_the_table_of_attributes_is_complete() -> None:
+    """volumes.md has a row for each attribute that a volume may have."""
+    section = (ROOT / "docs" / "volumes.md").read_text().partition("\n## Attributes\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE) == list(attributes.KNOWN)
 
 
 def test_every_reason_has_its_section() -> None:
@@ -164,7 +252,7 @@ def test_every_field_of_the_status_is_explained() -> None:
 def test_alerts_name_metrics_and_reasons_that_exist() -> None:
     """The rules of OPERATIONS.md are YAML, and what they ask for is in metrics.md."""
     operations, metrics = ((ROOT / "docs" / name).read_text() for name in ("OPERATIONS.md", "metrics.md"))
-    (rules,) = blocks(ROOT / "docs" / "OPERATIONS.md", "yaml")
+    _, rules = blocks(ROOT / "docs" / "OPERATIONS.md", "yaml")
     expressions = [rule["expr"] for group in yaml.safe_load(rules)["groups"] for rule in group["rules"]]
     expressions += blocks(ROOT / "docs" / "metrics.md", "promql")
     documented = set(re.findall(r"^\| `(\w+)` ", metrics, re.MULTILINE))

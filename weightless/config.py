@@ -41,7 +41,7 @@ endpoint = "unix:///csi/csi.sock"
 metrics-address = ":9808"
 [kubernetes]
 events = "auto"         # or "off": tell the owners of pods what became of their models, where there is an API server
-remove-taint = ""       # a taint that the node loses once kubelet knows the driver, such as "weightless.dev/agent-not-ready"
+remove-taint = ""       # a taint that the node loses once kubelet knows the driver, such as "csi.weightless.dev/agent-not-ready"
 [mount]
 without-resend = "wait"    # or "abort": on kernels before 6.9
 native = "auto"            # or "off": serve also what is whole in the cache by FUSE
@@ -311,7 +311,7 @@ def _within(key: str) -> Iterator[None]:
 def _check_taint(key: str) -> None:
     if key and not _TAINT.fullmatch(key):
         raise InvalidRequest(
-            f"{key!r:.80} is not the key of a taint", fix='name the key alone: "weightless.dev/agent-not-ready"'
+            f"{key!r:.80} is not the key of a taint", fix='name the key alone: "csi.weightless.dev/agent-not-ready"'
         )
 
 

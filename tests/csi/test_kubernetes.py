@@ -31,7 +31,7 @@ from tests.support.waiting import until
 
 UID = "11111111-2222-3333-4444-555555555555"
 POD = Pod("default", "reader", UID)
-TAINT = "weightless.dev/agent-not-ready"
+TAINT = "csi.weightless.dev/agent-not-ready"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import yaml
 from csi import attributes
 from csi.identity import DRIVER_NAME
 from tests.deploy.chart import CHART, ROOT, Helm
+from weightless import config
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -22,6 +23,8 @@ PAGES = [
     ROOT / "deploy" / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("getting-started", "sizing", "troubleshooting", "upgrade", "volumes")),
 ]
+VALUES = [ROOT / "docs" / f"{name}.md" for name in ("CONFIGURATION", "MIRRORS", "OPERATIONS", "credentials")]
+"""Pages of which the chart's values are looked at here, and the rest by tests/test_docs.py."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -31,18 +34,25 @@ def blocks(page: Path, language: str) -> list[str]:
 def all_blocks() -> list[Any]:
     return [
         pytest.param(text, id=f"{page.stem}-{number}")
-        for page in PAGES
+        for page in [*PAGES, *VALUES]
         for number, text in enumerate(blocks(page, "yaml"))
+        if page in PAGES or text.startswith("# values.yaml")
     ]
 
 
 @pytest.mark.parametrize("text", all_blocks())
 def test_what_is_shown_is_accepted(helm: Helm, text: str, tmp_path: Path) -> None:
-    """Manifests by Kubernetes' schemas and, for attributes, by the driver; values by the chart."""
+    """Manifests by Kubernetes' schemas and, for attributes, by the driver; values by the chart, then the driver."""
     if text.startswith("# values.yaml"):
         (tmp_path / "values.yaml").write_text(text)
         answer = helm.run("template", "x", CHART, "--kube-version=1.34", f"--values={tmp_path / 'values.yaml'}")
         assert answer.returncode == 0, answer.stderr
+        files = [
+            each.get("data", {}) for each in yaml.safe_load_all(answer.stdout) if each and each["kind"] == "ConfigMap"
+        ]
+        (written,) = (data["weightless.toml"] for data in files if "weightless.toml" in data)
+        (tmp_path / "weightless.toml").write_text(written)
+        assert config.load(tmp_path / "weightless.toml") != config.Config()
         return
     document = yaml.safe_load(text)
     kubernetes_validate.validate(document, "1.34", strict=True)
@@ -64,7 +74,7 @@ def test_each_kind_of_volume_is_shown() -> None:
     assert {"csi", "ephemeral"} <= inside
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *VALUES], ids=lambda page: page.stem)
 def test_settings_of_helm_are_known(helm: Helm, page: Path) -> None:
     """Those of commands, and those that a sentence names with their value."""
     text = page.read_text()
@@ -86,7 +96,7 @@ def test_values_that_pages_name_exist() -> None:
     """A dotted name in code is a key of values.yaml."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     roots = "|".join(key for key, value in values.items() if isinstance(value, dict) and value)
-    for page in PAGES:
+    for page in [*PAGES, *VALUES]:
         for name in re.findall(rf"`((?:{roots})(?:\.\w+)+)`", page.read_text()):
             found: Any = values
             for part in name.split("."):
