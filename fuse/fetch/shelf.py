@@ -8,6 +8,10 @@ called with `lock` held; the others take what they need.
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -16,7 +20,7 @@ import structlog
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length
 from fuse.cache.pins import Pins
 from fuse.cache.quota import Limits
-from fuse.cache.store import BlobKey, CacheStore
+from fuse.cache.store import BlobKey, BlobWriter, CacheStore
 from fuse.errors import Corrupt
 from fuse.fetch import protocol, proving
 from fuse.fetch import tally as names
@@ -28,7 +32,18 @@ from fuse.fetch.space import Space
 from fuse.fetch.tally import Tally
 from fuse.fetch.trouble import end_trouble
 
+_DESCRIPTORS_A_BLOB: Final = 4
+_DESCRIPTORS_OF_OTHERS: Final = 64
+"""Left to connections, sessions, and blocks that are lent: with a file in each, what is not kept could not be read."""
+
 _log = structlog.get_logger(__name__)
+
+
+def _most_writers() -> int:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, (most - _DESCRIPTORS_OF_OTHERS) // _DESCRIPTORS_A_BLOB)
 
 
 class Shelf:
@@ -41,6 +56,9 @@ class Shelf:
         self._dispatch = dispatch
         self._queue = dispatch.queue
         self._blobs: dict[BlobKey, BlobState] = {}
+        self._most_writers = _most_writers()
+        self._writers = 0
+        """How many blobs are open. Changed with the lock held."""
         self.on_hashable: Callable[[BlobState], None] = lambda _blob: None
         """Told, with the lock held, that the block at a blob's hash position has arrived."""
         self.on_verified: Callable[[BlobState], None] = lambda _blob: None
@@ -84,6 +102,7 @@ class Shelf:
         if blob.writer is not None:
             blob.writer.close()
             blob.writer = None
+            self._writers -= 1
         self._dispatch.resume_ahead_locked()  # it can be evicted now
 
     def _pinned(self) -> frozenset[str]:
@@ -115,7 +134,7 @@ class Shelf:
                 if blob.writer is not None:
                     return
                 try:
-                    writer = self.store.open(blob.key)
+                    writer = self._opened(blob.key)
                 except OSError as error:
                     _log.warning("blob_not_cacheable", digest=str(blob.digest), error=str(error))
                     failure = error
@@ -129,6 +148,7 @@ class Shelf:
                             writer.close()
                             return
                         lost = blob.adopt(writer, written)
+                        self._writers += 1
                         if not blob.verified and (blob.blocks_cached or not blob.blocks):
                             self.on_hashable(blob)
                         blob.references += 1
@@ -143,6 +163,11 @@ class Shelf:
             blob.uncached_by = failure
         if self.store.gone():
             self.on_cache_gone()
+
+    def _opened(self, key: BlobKey) -> BlobWriter:
+        if self._writers >= self._most_writers:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return self.store.open(key)
 
     def recheck(self, blob: BlobState, block: int, buffer: memoryview) -> bool:
         """Compares a cached block with its checksum; a damaged one is forgotten. Returns whether it is good."""
