@@ -10,10 +10,10 @@ PYTEST_ARGS ?=
 # Most of a test is waiting for processes to start and end: three at a time fill two processors.
 PYTEST_PROCESSES ?= 3
 
-.PHONY: help setup demo test conformance faults image-test check manifests format bench clean
+.PHONY: help setup demo test conformance faults image-test cluster-test check manifests format bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install system packages (apt, where root or sudo is at hand) and the virtual environment in .venv
 	@scripts/setup.sh
@@ -33,6 +33,10 @@ faults: setup ## Run the fault suite in full: half an hour of kills, upgrades an
 image-test: ## Build the image with buildah and run it, some five minutes; needs root, and a Debian mirror
 	@scripts/setup.sh image
 	@$(AS_ROOT) env WEIGHTLESS_IMAGE=build $(BIN)/pytest -o faulthandler_timeout=0 tests/deploy/test_image.py $(PYTEST_ARGS)
+
+cluster-test: ## See a real kubelet use the driver, in the cluster of KUBECONFIG or in one made here; that needs root, and Go
+	@scripts/setup.sh cluster
+	@$(if $(KUBECONFIG),,$(AS_ROOT)) $(BIN)/python -m tests.cluster $(PYTEST_ARGS)
 
 check: setup ## Formatting, lint, types, import rules, generated code and manifests
 	@$(BIN)/ruff format --check .

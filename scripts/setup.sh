@@ -2,7 +2,7 @@
 # Makes this machine ready to run, test and develop Weightless: system packages, a virtual environment in .venv, /dev/fuse.
 # Safe to run again, and quick when nothing is to be done. Packages are installed with apt where this is root or sudo is
 # at hand; on other systems they are named, and the script goes on as far as it can. `setup.sh bench` adds what draws the benchmarks,
-# `setup.sh image` what builds the image for its test.
+# `setup.sh image` what builds the image for its test, `setup.sh cluster` what a real cluster is made of.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -55,9 +55,16 @@ missing_to_test() {
   has strace || echo strace
   has curl || echo curl
   has kubectl || echo kubernetes-client
-  if [ "$extra" = image ]; then
+  if [ "$extra" = image ] || [ "$extra" = cluster ]; then
     has buildah || echo buildah
     has debootstrap || echo debootstrap
+  fi
+  if [ "$extra" = cluster ]; then
+    has etcd || echo etcd-server
+    [ -x /usr/lib/cni/ptp ] || echo containernetworking-plugins
+    [ -x /bin/busybox ] || echo busybox-static
+    # runc is compiled here.
+    works pkg-config --exists libseccomp || echo libseccomp-dev
   fi
 }
 

@@ -7,6 +7,7 @@ machine trusts, for its packages come the way that this machine's do.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -28,12 +29,17 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Buildah:
-    """With a storage of its own below `root`; RUN and `run` are chroots, which any machine allows root to make."""
+    """With a storage of its own below `root`; RUN and `run` are chroots, which any machine allows root to make.
+
+    One that is `kept` is used again: it keeps the layers of a build for the next one.
+    """
 
     root: Path
+    kept: bool = False
 
     def command(self, *arguments: object) -> list[str]:
-        storage = [f"--root={self.root / 'storage'}", f"--runroot={self.root / 'run'}", "--storage-driver=vfs"]
+        driver = "overlay" if self.kept else "vfs"
+        storage = [f"--root={self.root / 'storage'}", f"--runroot={self.root / 'run'}", f"--storage-driver={driver}"]
         return ["buildah", *storage, *map(str, arguments)]
 
     def __call__(self, *arguments: object, limit_s: float = 60.0) -> str:
@@ -59,18 +65,21 @@ class Buildah:
         authorities.write_bytes(_AUTHORITIES.read_bytes())
         archive = self.root / "base.tar"
         subprocess.run(["tar", "-C", tree, "--exclude=./var/cache/apt/archives", "-cf", archive, "."], check=True)
+        shutil.rmtree(tree)
         container = self("from", "scratch")
         self("add", "--quiet", container, archive, "/", limit_s=120)
         self("commit", "--quiet", "--rm", container, BASE, limit_s=120)
         archive.unlink()
 
-    def build(self, tag: str) -> None:
+    def build(self, tag: str, *, stage: str = "") -> None:
+        """Builds all of it, or up to a stage."""
         volumes = []
         for number, (path, text) in enumerate(_SETTINGS.items()):
             (self.root / f"settings-{number}").write_text(text)
             volumes.append(f"--volume={self.root / f'settings-{number}'}:{path}:ro")
-        options = ["--isolation=chroot", "--network=host", "--pull-never", "--timestamp=0", "--layers=false"]
-        self("build", *options, *volumes, f"--tag={tag}", ROOT, limit_s=900)
+        layers = f"--layers={str(self.kept).lower()}"
+        options = ["--isolation=chroot", "--network=host", "--pull-never", "--timestamp=0", layers]
+        self("build", *options, *volumes, f"--target={stage}", f"--tag={tag}", ROOT, limit_s=900)
 
 
 @dataclass(frozen=True)

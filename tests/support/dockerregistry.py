@@ -167,13 +167,15 @@ class DockerRegistry:
         certificates: Certificates | None = None,
         htpasswd: bool = False,
         tokens: TokenService | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         self.directory = directory
         self.certificates = certificates
+        self.address = address
         self.port = free_port()
         self._protected = htpasswd or tokens is not None
         directory.mkdir(parents=True)
-        http: dict[str, Any] = {"addr": f"127.0.0.1:{self.port}", "secret": "irrelevant"}
+        http: dict[str, Any] = {"addr": self.host, "secret": "irrelevant"}
         if certificates is not None:
             http["tls"] = {
                 "certificate": str(certificates.directory / "server.crt"),
@@ -204,7 +206,7 @@ class DockerRegistry:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.address}:{self.port}"
 
     @property
     def url(self) -> str:
