@@ -43,6 +43,12 @@ class Spares:
             return worker
         return Worker(self._watch, log_level=self._log_level, on_end=on_end, on_session_lost=on_session_lost)
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is one now."""
+        with self._lock:
+            return self._spare is not None
+
     def refill(self, pause_s: float = 0.0) -> None:
         """Has the next one made after a pause, on a thread of its own; nothing if there is one, or none is wanted."""
         with self._lock:

@@ -56,6 +56,7 @@ def test_it_takes_over_from_one_that_dies(here: Place) -> None:
     mount_id, path = here.mount(manager)
     for _ in range(3):
         spare = the_spare(here)
+        until(lambda: manager._supervisor.spares.ready, "it is known to be there")
         kill(manager.status(mount_id).worker_pid)
         until(lambda spare=spare: manager.status(mount_id).worker_pid == spare, "the spare one serves")  # type: ignore[misc]
         assert path.joinpath("model.bin").is_file()

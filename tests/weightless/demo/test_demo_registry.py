@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from fuse.artifact.digest import Digest
+from tests.support.waiting import until
 from weightless.demo.pack import pack_model
 from weightless.demo.registry import ModelRegistry, RateLimit
 from weightless.demo.sources import SyntheticSource
@@ -111,6 +112,8 @@ def test_the_rate_is_shared_by_all_connections() -> None:
         for _ in range(2):
             httpx.get(f"{registry.url}/v2/x/blobs/{digest}", trust_env=False)
         elapsed_s = time.monotonic() - start
+        # What has arrived is counted when the call that sent it returns.
+        until(lambda: registry.statistics().bytes_sent >= 500_000, "the last bytes are counted")
         statistics = registry.statistics()
 
     assert 0.3 < elapsed_s < 5
