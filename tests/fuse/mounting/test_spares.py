@@ -55,7 +55,8 @@ def test_it_takes_over_from_one_that_dies(here: Place) -> None:
     manager = here.manager(spare_worker=True)
     mount_id, path = here.mount(manager)
     for _ in range(3):
-        spare = the_spare(here)
+        # The one that has just taken over may not have its device yet.
+        spare = the_spare(here, other_than=manager.status(mount_id).worker_pid)
         until(lambda: manager._supervisor.spares.ready, "it is known to be there")
         kill(manager.status(mount_id).worker_pid)
         until(lambda spare=spare: manager.status(mount_id).worker_pid == spare, "the spare one serves")  # type: ignore[misc]
