@@ -41,6 +41,7 @@ endpoint = "unix:///csi/csi.sock"
 metrics-address = ":9808"
 [kubernetes]
 events = "auto"         # or "off": tell the owners of pods what became of their models, where there is an API server
+service-account-annotations = false   # of pods, for credential providers that want some
 remove-taint = ""       # a taint that the node loses once kubelet knows the driver, such as "csi.weightless.dev/agent-not-ready"
 [mount]
 without-resend = "wait"    # or "abort": on kernels before 6.9
@@ -193,6 +194,7 @@ class ControllerSection(_Section, frozen=True, kw_only=True, rename="kebab", for
 class KubernetesSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     events: Literal["auto", "off"] = "auto"
     remove_taint: str = ""
+    service_account_annotations: bool = False
 
 
 class MountSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):

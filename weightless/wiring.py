@@ -9,7 +9,7 @@ from pathlib import Path
 from fuse import logs
 from fuse.artifact.reference import Reference
 from fuse.credentials.ladder import Ladder
-from fuse.credentials.providers import Providers
+from fuse.credentials.providers import Annotations, Providers
 from fuse.errors import InvalidConfig, InvalidRequest
 from fuse.filesystem.table import View
 from fuse.mounting import device, fusermount, overlay, rundir
@@ -99,9 +99,11 @@ def fetcher(settings: Settings, run_dir: Path) -> FetcherClient:
     return FetcherClient(fetcher_settings(settings, run_dir))
 
 
-def access_reader(settings: Settings, *, local_allowed: bool = True) -> AccessReader:
+def access_reader(
+    settings: Settings, *, local_allowed: bool = True, annotations: Annotations | None = None
+) -> AccessReader:
     """Who runs a command may reach what listens on this machine, and has docker's credentials; a pod that names a registry may
-    not, and has those of the configuration's [credentials].
+    not, and has those of the configuration's [credentials]. `annotations` reads those of pods' ServiceAccounts.
 
     Raises InvalidConfig for a directory of hosts.toml files that is not there: it was named, so something in it was to count.
     """
@@ -114,19 +116,22 @@ def access_reader(settings: Settings, *, local_allowed: bool = True) -> AccessRe
     return AccessReader(
         certs_dir=settings.certs_dir,
         plain_http=settings.plain_http,
-        credentials=None if local_allowed else ladder(settings.config.credentials),
+        credentials=None if local_allowed else ladder(settings.config.credentials, annotations),
         local_allowed=local_allowed,
         offline_s=settings.config.registry.offline_s,
         allowed=settings.config.registry.allowed,
     )
 
 
-def ladder(section: CredentialsSection) -> Ladder:
+def ladder(section: CredentialsSection, annotations: Annotations | None = None) -> Ladder:
     """The credentials that count for pods. Raises InvalidConfig for files that are named and cannot be used."""
     providers = None
     if section.provider_config is not None and section.provider_bin_dir is not None:
         providers = Providers(
-            Path(section.provider_config), Path(section.provider_bin_dir).absolute(), user=section.provider_user
+            Path(section.provider_config),
+            Path(section.provider_bin_dir).absolute(),
+            user=section.provider_user,
+            annotations=annotations,
         )
     found = Ladder(
         allow=section.allow,

@@ -179,8 +179,9 @@ class Providers:
             note(f"the token for credential provider {name} has ended: set CSIDriver.requiresRepublish")
             return None
         required = attributes.required_service_account_annotation_keys
+        wanted = (*required, *attributes.optional_service_account_annotation_keys)
         try:
-            found = self._annotations(account) if self._annotations is not None else {}
+            found = self._annotations(account) if wanted and self._annotations is not None else {}
         except WeightlessError as error:
             note(f"credential provider {name} was not asked: {error.what}")
             return None
@@ -189,7 +190,6 @@ class Providers:
             why = "which this driver cannot read" if self._annotations is None else f"which {account} does not have"
             note(f"credential provider {name} requires the annotations {missing}, {why}")
             return None
-        wanted = (*required, *attributes.optional_service_account_annotation_keys)
         annotations = {key: found[key] for key in wanted if key in found}
         whose: Hashable = (account, token.account_uid, tuple(sorted(annotations.items())))
         # What is remembered for an account is for who has shown to be that account: a token that does not say stands for itself.

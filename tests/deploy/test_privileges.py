@@ -102,13 +102,14 @@ def test_the_rights_of_the_controller_are_the_least(default: Objects) -> None:
 
 
 def test_the_rights_of_the_plugin_are_what_was_turned_on(helm: Helm, full: Objects, default: Objects) -> None:
-    """Events by default, a taint if asked for; with neither, no token."""
+    """Events by default, a taint and annotations if asked for; with none of them, no token."""
     events = {("events.k8s.io", "events", ""): "create patch"}
 
     assert _rules(default.one("ClusterRole", "weightless-node")) == events
     assert _rules(full.one("ClusterRole", "weightless-node")) == events | {
         ("storage.k8s.io", "csinodes", ""): "get",
         ("", "nodes", ""): "get patch",
+        ("", "serviceaccounts", ""): "get",
     }
     least = helm.objects("least")
     assert least.of("ClusterRole") == []

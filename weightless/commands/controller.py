@@ -6,7 +6,7 @@ import contextlib
 import threading
 
 from csi.controller_plugin import ControllerPlugin, ControllerSettings
-from csi.kubernetes.claims import Claims
+from csi.kubernetes.annotations import CLAIMS
 from csi.provisioner import Provisioner
 from fuse import logs
 from fuse.fetch.pinning import Pinner
@@ -28,7 +28,7 @@ def run(settings: Settings, *, endpoint: str | None, metrics_address: str | None
     access = wiring.access_reader(settings, local_allowed=False)
     ended = threading.Event()
     with contextlib.closing(Pinner()) as pinner:
-        provisioner = Provisioner(pinner=pinner, access=access, annotations=Claims().annotations)
+        provisioner = Provisioner(pinner=pinner, access=access, annotations=CLAIMS.annotations)
         plugin = ControllerPlugin(plugin_settings, provisioner)
         with signals_call(ended.set):
             plugin.start()

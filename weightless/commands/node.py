@@ -68,7 +68,12 @@ def run(
         from csi.kubernetes.presence import KubernetesSettings
         from csi.plugin import NodePlugin, PluginSettings  # takes a while, and so does the fetcher
 
-        access = wiring.access_reader(settings, local_allowed=False)
+        annotations = None
+        if settings.config.kubernetes.service_account_annotations:
+            from csi.kubernetes.annotations import ACCOUNTS
+
+            annotations = ACCOUNTS.annotations
+        access = wiring.access_reader(settings, local_allowed=False, annotations=annotations)
         plugin_settings = PluginSettings(
             endpoint=needed(endpoint or section.endpoint, "--endpoint", "unix:///var/lib/kubelet/plugins/…/csi.sock"),
             node_id=needed(node_id or section.node_id, "--node-id", "the node's name in Kubernetes"),
@@ -120,11 +125,11 @@ def _fetcher_ahead(holder: HolderSettings) -> Iterator[threading.Event]:
 
 
 def _provisioner(manager: Mounts, access: AccessReader) -> Provisioner:
-    from csi.kubernetes.claims import Claims
+    from csi.kubernetes.annotations import CLAIMS
     from csi.pinning import MountingPinner
     from csi.provisioner import Provisioner
 
-    return Provisioner(pinner=MountingPinner(manager), access=access, annotations=Claims().annotations)
+    return Provisioner(pinner=MountingPinner(manager), access=access, annotations=CLAIMS.annotations)
 
 
 def needed(value: str | None, option: str, example: str) -> str:

@@ -53,7 +53,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 
 {{- /* The plugin speaks to the API server only if one of these is asked for; without, it has no token. */}}
 {{- define "weightless.nodeNeedsApi" -}}
-{{- if or .Values.kubernetes.events .Values.kubernetes.removeTaint }}true{{ end }}
+{{- if or .Values.kubernetes.events .Values.kubernetes.removeTaint .Values.kubernetes.serviceAccountAnnotations }}true{{ end }}
 {{- end }}
 
 {{- define "weightless.nodeAffinity" -}}

@@ -57,6 +57,7 @@ number to TOML. Call weightless.tomlTable with (list PATH MAP): plain keys first
 {{- $_ := set $own "node" $node }}
 {{- $kubernetes := dict }}
 {{- if not .Values.kubernetes.events }}{{ $_ := set $kubernetes "events" "off" }}{{ end }}
+{{- if .Values.kubernetes.serviceAccountAnnotations }}{{ $_ := set $kubernetes "service-account-annotations" true }}{{ end }}
 {{- with .Values.kubernetes.removeTaint }}{{ $_ := set $kubernetes "remove-taint" . }}{{ end }}
 {{- if $kubernetes }}{{ $_ := set $own "kubernetes" $kubernetes }}{{ end }}
 {{- if .Values.credentials.providers.config }}

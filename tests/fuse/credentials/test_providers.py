@@ -129,6 +129,16 @@ def test_required_annotations_are_read_or_the_provider_is_passed_over(programs: 
     assert {"x.io/role": "r1"} == programs.runs()[0]["request"]["serviceAccountAnnotations"]
 
 
+def test_annotations_that_nobody_wants_are_not_read(programs: Programs) -> None:
+    """An API server that is away keeps no pod from credentials that do not need it."""
+    programs.install("exchange", audience="registry", match="*.io:5000")
+
+    def annotations(account: ServiceAccount) -> Mapping[str, str]:
+        raise Unavailable(f"the API does not answer for {account}")
+
+    assert Asking(programs, annotations=annotations).by_pod(pod()) is not None
+
+
 @pytest.mark.parametrize(
     ("key", "same", "other"),
     [

@@ -1,4 +1,4 @@
-"""Asking the API server for a claim's annotations, over TLS, with a pod's ServiceAccount."""
+"""Asking the API server for an object's annotations, over TLS, with a pod's ServiceAccount."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.kubernetes.claims import Claims
+from csi.kubernetes.annotations import AnnotationReader
 from csi.kubernetes.cluster import in_cluster
 from csi.templates import Claim
 from fuse.errors import InvalidConfig, NotFound, Unavailable, WeightlessError
@@ -74,8 +74,14 @@ def account(tmp_path: Path, certificates: Certificates) -> Path:
     return tmp_path
 
 
-def claims(account: Path, server: Server) -> Claims:
-    return Claims(lambda: in_cluster(server.environment, account))
+def claims(account: Path, server: Server) -> AnnotationReader:
+    return reader(account, server.environment)
+
+
+def reader(account: Path, environment: dict[str, str]) -> AnnotationReader:
+    return AnnotationReader(
+        "PersistentVolumeClaim", "persistentvolumeclaims", "controller", lambda: in_cluster(environment, account)
+    )
 
 
 def test_annotations_are_asked_for_with_the_token_of_now(server, account):
@@ -136,6 +142,19 @@ def test_outside_of_a_pod_it_says_so(server, account, missing: str):
     environment = {name: value for name, value in server.environment.items() if name != missing}
     (account / missing).unlink(missing_ok=True)
     with pytest.raises(InvalidConfig) as caught:
-        Claims(lambda: in_cluster(environment, account)).annotations(CLAIM)
+        reader(account, environment).annotations(CLAIM)
     assert "team-a/llama" in caught.value.where
     assert "automountServiceAccountToken" in caught.value.fix
+
+
+def test_each_kind_has_its_path_and_its_right(server, account):
+    """Of ServiceAccounts it is the node plugin that asks."""
+    accounts = AnnotationReader(
+        "ServiceAccount", "serviceaccounts", "node plugin", lambda: in_cluster(server.environment, account)
+    )
+    assert {"model": "tiny:v1"} == accounts.annotations(CLAIM)
+    assert "/api/v1/namespaces/team-a/serviceaccounts/llama" == server.asked[0][0]
+    server.status = 403
+    with pytest.raises(InvalidConfig) as caught:
+        accounts.annotations(CLAIM)
+    assert "let the node plugin's ServiceAccount get serviceaccounts" == caught.value.fix
