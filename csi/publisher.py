@@ -181,14 +181,7 @@ class Publisher:
             self.records.put(wanted)
             self._step(operation, "publish-recorded")
             with tracing.span("weightless.mount") as span:
-                self.shared.hold(
-                    artifact,
-                    prefetch=wanted.prefetch,
-                    verify=wanted.verify,
-                    grant=wanted.grant,
-                    access=admission.access,
-                    checkpoint=lambda step: self._step(operation, f"publish-{step}"),
-                )
+                self._hold(wanted, artifact, admission, lambda step: self._step(operation, f"publish-{step}"))
                 span.set("weightless.served_by", self.served_by(wanted))
             self._step(operation, "publish-held")
             mounts.bind(self.shared.path(wanted.identity), target)
@@ -251,14 +244,7 @@ class Publisher:
             if mounts.identity_of(artifact, record.verify) != record.identity:
                 raise WeightlessError("the artifact's identity has changed", where=record.pinned)
             operation.check()
-            self.shared.hold(
-                artifact,
-                prefetch=record.prefetch,
-                verify=record.verify,
-                grant=record.grant,
-                access=admission.access,
-                checkpoint=lambda _: operation.check(),
-            )
+            self._hold(record, artifact, admission, lambda _: operation.check())
             self.admissions.note(record.name, given, admission)
         operation.check()
         if not self.is_served(record):
@@ -299,6 +285,18 @@ class Publisher:
             raise Conflict(f"{there.file_system} is mounted there", where=str(key.target.path), fix="unmount it first")
 
     # ---- small parts ----
+
+    def _hold(
+        self, record: VolumeRecord, artifact: ResolvedArtifact, admission: Admission, checkpoint: Callable[[str], None]
+    ) -> None:
+        self.shared.hold(
+            artifact,
+            prefetch=record.prefetch,
+            verify=record.verify,
+            grant=record.grant,
+            access=admission.access,
+            checkpoint=checkpoint,
+        )
 
     def _step(self, operation: Operation, name: str) -> None:
         self._checkpoint(name)
@@ -357,14 +355,7 @@ class Publisher:
                 # Those that count in the end may have been looked up anew on the way.
                 _check_not_weaker(admission, record)
                 operation.check()
-                self.shared.hold(
-                    artifact,
-                    prefetch=record.prefetch,
-                    verify=record.verify,
-                    grant=record.grant,
-                    access=admission.access,
-                    checkpoint=lambda _: None,
-                )
+                self._hold(record, artifact, admission, lambda _: None)
                 _log.info("credentials_renewed", volume_id=record.volume_id, rung=admission.rung, by=admission.source)
         except WeightlessError as error:
             if not operation.cancel.is_set():
