@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
@@ -86,7 +86,7 @@ class Given:
 
 class _Token(msgspec.Struct, rename="camel"):
     token: str
-    expiration_timestamp: datetime
+    expiration_timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class _KubernetesClaims(msgspec.Struct):

@@ -51,7 +51,14 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     client_certificates: tuple[ClientCertificate, ...] = ()
     skip_verify: bool = False
     headers: tuple[tuple[str, str], ...] = ()
+    """Sent with each request; they may hold secrets."""
     credential: Credential | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(name for name, _ in self.headers)
+        return f"Endpoint({self.url!r}, origin={self.origin}, headers=[{names}], credential={self.credential!r}, …)"
+
+    __str__ = __repr__
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

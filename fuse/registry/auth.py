@@ -6,7 +6,6 @@ before they end, by one thread at a time while the others wait for its result. T
 
 from __future__ import annotations
 
-import base64
 import re
 import threading
 import time
@@ -18,6 +17,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from fuse.errors import Forbidden, Unauthenticated, Unavailable, WeightlessError
+from fuse.registry import echoes
 from fuse.registry.access import Credential
 from fuse.registry.challenge import Challenge, parse_challenges
 from fuse.registry.control import ControlClient
@@ -31,6 +31,8 @@ _MAX_TOKEN: Final = 64 * 1024
 _FAILURE_HOLDS_S: Final = 0.25
 _RENEWAL_PAUSE_S: Final = 1.0
 _MAX_AUTHORIZERS: Final = 4096
+_READING: Final = frozenset({"pull", "metadata_read"})
+"""Actions of scopes; the second is Azure's, for lists of tags and referrers."""
 _VISIBLE = re.compile(r"[\x21-\x7e]+")
 _TOKENS: Final = "the token service that the registry names is at fault: tell whoever runs the registry"
 
@@ -65,10 +67,7 @@ class Authorizer:
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must not appear in an error's text."""
-        known: list[str] = [self._header.partition(" ")[2]]
-        if self._credential is not None:
-            known += [self._credential.password, self._credential.identity_token, self._credential.registry_token]
-        return tuple(secret for secret in known if secret)
+        return echoes.of_credential(self._credential, self._header)
 
     def header(self, realm: Callable[[str], Route]) -> str:
         """The Authorization to send first: empty until a challenge was met. Renews a token that is about to end."""
@@ -126,10 +125,9 @@ class Authorizer:
         route = realm(challenge.parameter("realm"))
         service = challenge.parameter("service")
         # A mirror's challenge knows better under which name it holds the repository (Harbor's proxy projects).
-        scope = challenge.parameter("scope")
-        if not scope or self._actions != "pull":
-            # Who pushes asks for both at once: a challenge names what one request needs, and the next needs the other.
-            scope = f"repository:{self._repository}:{self._actions}"
+        # Who pushes asks for both at once: a challenge names what one request needs, and the next needs the other.
+        scope = _for_reading(challenge.parameter("scope")) if self._actions == "pull" else ""
+        scope = scope or f"repository:{self._repository}:{self._actions}"
         asked_at = time.monotonic()
         answer = self._ask(route, service, scope)
         token = _printable(answer.token or answer.access_token, route.authority)
@@ -192,8 +190,18 @@ class Authorizers:
 
 
 def _basic(credential: Credential) -> str:
-    user = f"{credential.username}:{credential.password}"
-    return f"Basic {base64.b64encode(user.encode()).decode()}"
+    return f"Basic {echoes.basic(credential)}"
+
+
+def _for_reading(scope: str) -> str:
+    """Of what a challenge asks for, what reading takes: a token that may do more would be worth stealing."""
+    found = []
+    for part in scope.split(" "):
+        thing, _, actions = part.rpartition(":")
+        reading = ",".join(action for action in actions.split(",") if action in _READING)
+        if reading and thing.startswith("repository"):
+            found.append(f"{thing}:{reading}")
+    return " ".join(found)
 
 
 def _printable(token: str, where: str) -> str:

@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from urllib.parse import quote
 
 from fuse.errors import Unavailable, WeightlessError
+from fuse.registry import echoes
 from fuse.registry.access import Access, Endpoint
 from fuse.registry.peers import headers_for, judged
 from fuse.registry.reply import MAX_ERROR_BYTES, REDIRECTS, Reply, TooLarge, failure
@@ -95,7 +96,8 @@ class Conversation:
 
     def failure(self, reply: Reply, where: str) -> WeightlessError:
         """The error that `reply` stands for; closes it."""
-        return judged(self.endpoint, reply, failure(reply, where, secrets=self._authorizer.secrets))
+        secrets = (*self._authorizer.secrets, *echoes.of_headers(self.endpoint.headers))
+        return judged(self.endpoint, reply, failure(reply, where, secrets=secrets))
 
 
 def _with(headers: Mapping[str, str], authorization: str) -> Mapping[str, str]:

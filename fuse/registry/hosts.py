@@ -186,8 +186,8 @@ class _File:
         found: list[tuple[str, str]] = []
         for name, content in self._table(value, key).items():
             text = ", ".join(self._strings(content, f"{key}.{name}"))
-            if not (name.isascii() and name.replace("-", "").isalnum()) or not text.isprintable():
-                raise self._wrong(f"{key}.{name}", "a header's name and its value or values")
+            if not (name.isascii() and name.replace("-", "").isalnum()) or not (text.isascii() and text.isprintable()):
+                raise self._wrong(f"{key}.{name}", "a header's name and its value or values, in ASCII")
             found.append((name, text))
         return tuple(found)
 

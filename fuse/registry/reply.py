@@ -99,9 +99,10 @@ def explanation(reply: Reply, secrets: Sequence[str] = ()) -> str:
 
 def clean(text: str, secrets: Sequence[str] = ()) -> str:
     """`text` of a stranger on one line, without control characters, URLs' secrets and ours, and not long."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "…")
+    for secret in sorted(
+        filter(None, secrets), key=len, reverse=True
+    ):  # a part of another one must not be cut out first
+        text = text.replace(secret, "…")
     text = scrub(" ".join("".join(c if c.isprintable() else " " for c in text[: 4 * _MAX_SHOWN]).split()))
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
 

@@ -47,6 +47,7 @@ def test_a_token_that_says_nothing_is_one_all_the_same(token: str) -> None:
         f'{{"a": "{CANARY}"}}',
         f'{{"a": {{"token": "{CANARY}"}}}}',
         f'["{CANARY}"]',
+        f'{{"a": {{"token": "{CANARY}", "expirationTimestamp": "0001-01-01T00:00:00"}}}}',
         '{"a": {"x": ' + "[" * 100_000,
     ],
 )

@@ -83,6 +83,28 @@ def test_anonymous_tokens_are_fetched(transport: Transport) -> None:
         assert {"service": "test-registry", "scope": f"repository:{REPOSITORY}:pull"} == query
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("repository:proxy/tiny:pull", "repository:proxy/tiny:pull"),
+        ("repository:tiny:pull,push,delete", "repository:tiny:pull"),
+        ("repository:tiny:metadata_read,pull registry:catalog:*", "repository:tiny:metadata_read,pull"),
+        ("repository:tiny:*", f"repository:{REPOSITORY}:pull"),
+        ("nonsense", f"repository:{REPOSITORY}:pull"),
+        ("", f"repository:{REPOSITORY}:pull"),
+    ],
+)
+def test_a_token_for_reading_may_do_nothing_else(transport: Transport, asked: str, sent: str) -> None:
+    """Whatever the challenge asks for: what we hold for a registry is worth as little as possible to who steals it."""
+    with filled(FaultyRegistry(tokens=Tokens(anonymous=True))) as registry:
+        authorizer = transport.authorizer(endpoint_of(registry), REPOSITORY, "registry.test")
+        conversation = repository_at(transport, endpoint_of(registry))._conversations[0]
+        challenge = f'Bearer realm="{registry.url}/token",service="s",scope="{asked}"'
+        authorizer.answer(challenge, "", conversation._routes.realm)
+
+        assert sent == registry.requests("token")[0].request.query["scope"]
+
+
 def test_one_token_serves_manifests_and_blobs_of_all_threads(transport: Transport) -> None:
     """Many threads that need a token at the same moment cause one token request."""
     tokens = Tokens(users={USER.username: USER.password}, delay_s=0.1)

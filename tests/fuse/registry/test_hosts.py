@@ -202,6 +202,7 @@ def test_each_host_gets_its_own_credential(tmp_path: Path) -> None:
         ("header = 'x'", "header: expected"),
         ("header = {'x y' = 'z'}", "header.x y: expected"),
         ('header = {x = "a\\r\\nb"}', "header.x: expected"),
+        ('header = {x = "ü"}', "header.x: expected"),
         ("host = 'x'", "host: expected"),
         ("host = {x = 1}", 'host."x": expected'),
     ],
