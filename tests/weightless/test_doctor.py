@@ -263,12 +263,18 @@ def test_the_command_tells_all_faults_at_once_and_changes_nothing(tmp_path: Path
     (tmp_path / "empty.toml").write_text("cache-dri = 1\n")
     (tmp_path / "docker" / "config.json").write_text("{")
     (tmp_path / "state").mkdir()
+    hosts = tmp_path / "certs" / "registry.test"
+    hosts.mkdir(parents=True)
+    (hosts / "hosts.toml").write_text(f'[host."https://bob:{CANARY}@mirror.test"]\n')
     before = everything(tmp_path)
-    result = world.run("doctor", "--json", code=1)
+    result = world.run("doctor", "--json", "--certs-dir", tmp_path / "certs", code=1)
+    assert "unforeseen" not in result.stderr
     found = {each["check"]: each for each in json.loads(result.stdout)}
     assert found["configuration"]["state"] == "broken"
     assert "cache-dri" in found["configuration"]["what"]
-    assert found["docker config"]["state"] == "broken"
+    assert found["docker config"]["state"] == found["hosts.toml"]["state"] == "broken"
+    assert "mirror.test" in found["hosts.toml"]["what"]
+    assert CANARY not in result.stdout
     assert found["cache"]["state"] == "skipped"
     assert everything(tmp_path) == before
 

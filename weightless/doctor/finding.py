@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from fuse.errors import WeightlessError
+from fuse.logs import scrub
 
 State = Literal["ok", "warning", "broken", "skipped"]
 
@@ -38,6 +39,6 @@ def skipped(check: str, why: str) -> Finding:
 
 
 def failed(check: str, error: WeightlessError, state: State = "broken") -> Finding:
-    """An error of ours says all that a finding says."""
+    """An error of ours says all that a finding says. It may quote a file, in which somebody wrote a password into a URL."""
     what = f"{error.where}: {error.what}" if error.where else error.what
-    return Finding(check=check, state=state, what=what, cure=error.fix)
+    return Finding(check=check, state=state, what=scrub(what), cure=scrub(error.fix))
