@@ -1,7 +1,9 @@
 """Manifests and indexes: JSON to values, within limits.
 
 OCI image-spec (manifest.md, image-index.md, descriptor.md) and Docker's schema 2, which differ by media types only. Unknown
-fields are ignored, as the specification asks; so is `urls`, for content comes from where the administrator lets it come from.
+fields are ignored, as the specification asks. A layer with `urls` is refused: content comes from where the administrator lets it
+come from, and registries store manifests with such layers without asking whether the repository has them (distribution does), so
+anybody could name what lies in a cache for somebody else.
 Pure; says nothing about what the layers mean (`fuse.artifact.formats`).
 """
 
@@ -87,6 +89,7 @@ class _Descriptor(msgspec.Struct, rename="camel"):
     annotations: dict[str, str] | None = None
     artifact_type: str | None = None
     platform: _Platform | None = None
+    urls: list[str] | None = None
 
 
 class _Document(msgspec.Struct, rename="camel"):
@@ -136,6 +139,10 @@ def parse(content: bytes, *, content_type: str, digest: Digest) -> Manifest | In
         raise InvalidArtifact("a manifest that also has the field `manifests` of an index", where=where)
     if document.config is None:
         raise InvalidArtifact("the manifest has no config", where=where)
+    elsewhere = next((layer for layer in document.layers or () if layer.urls), None)
+    if elsewhere is not None:
+        what = f"layer {elsewhere.digest[:160]!r} is said to lie elsewhere (urls), where nothing is read from"
+        raise InvalidArtifact(what, where=where, fix="push it again with its layers in the registry, and without urls")
     return Manifest(
         digest=digest,
         artifact_type=document.artifact_type or "",
