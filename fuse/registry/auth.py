@@ -61,6 +61,7 @@ class Authorizer:
         self._challenge: Challenge | None = None
         self._failure: WeightlessError | None = None
         self._failed_at = 0.0
+        self._asked_for = False
         if credential is not None and credential.registry_token:
             self._header = f"Bearer {_printable(credential.registry_token, where)}"
 
@@ -68,6 +69,11 @@ class Authorizer:
     def secrets(self) -> tuple[str, ...]:
         """What must not appear in an error's text."""
         return echoes.of_credential(self._credential, self._header)
+
+    @property
+    def checked(self) -> bool:
+        """Whether the other side has asked for credentials, and these are some: it does not let in whoever comes."""
+        return self._asked_for and self._credential is not None
 
     def header(self, realm: Callable[[str], Route]) -> str:
         """The Authorization to send first: empty until a challenge was met. Renews a token that is about to end."""
@@ -102,6 +108,7 @@ class Authorizer:
                 self._failure, self._failed_at = error, time.monotonic()
                 raise
             self._failure = None
+            self._asked_for = True
             return self._header
 
     def _meet(self, challenges: list[Challenge], refused: str, realm: Callable[[str], Route]) -> None:

@@ -48,6 +48,11 @@ class Conversation:
         """Host and port of the endpoint, to be shown."""
         return self._routes.authority
 
+    @property
+    def vouches(self) -> bool:
+        """Whether what this host gives is only for who may have it: it is the registry, or has taken these credentials."""
+        return self.endpoint.origin or self._authorizer.checked
+
     def ask(self, send: Send[R], path: str, headers: Mapping[str, str], *, urgent: bool = True) -> tuple[R, Route]:
         """Sends a request for `path` (below the repository), with what credentials it takes and through redirects.
 

@@ -21,6 +21,8 @@ from fuse.errors import Unavailable, WeightlessError
 from fuse.registry.access import Endpoint
 
 MIRROR_PAUSE_S: Final = 10.0
+AWAY_S: Final = 10.0
+"""How long a registry is not asked for its leave behind a mirror, since it could not be reached."""
 CROWDED_S: Final = 1.0
 """How long a mirror is left alone that says it is asked too much, and not for how long."""
 CROWDED_MOST_S: Final = 30.0
@@ -46,6 +48,24 @@ class _Trouble:
     """It answers, and says that it is asked too much, since then."""
 
 
+class Away:
+    """Registries that could not be reached a moment ago, by URL."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._until: dict[str, float] = {}
+
+    def note(self, url: str) -> None:
+        now = self._clock()
+        with self._lock:
+            self._until = {each: until for each, until in self._until.items() if until > now} | {url: now + AWAY_S}
+
+    def __contains__(self, url: str) -> bool:
+        with self._lock:
+            return self._until.get(url, 0.0) > self._clock()
+
+
 class Health:
     """Of the mirrors, by their URLs. The registry itself is always asked: there is nothing behind it."""
 
@@ -53,6 +73,7 @@ class Health:
         self._clock = clock
         self._lock = threading.Lock()
         self._troubles: dict[str, _Trouble] = {}
+        self.away: Final = Away(clock)
         self._detours = Bucket(DETOURS_PER_S, DETOURS_PER_S, clock())
         self.on_failure: Callable[[Endpoint, str], None] = lambda _endpoint, _kind: None
         """Told of each attempt that failed, with the kind of its error: for who counts."""

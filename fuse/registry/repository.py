@@ -85,15 +85,16 @@ class Repository:
         pinned = expected or (Digest.parse(target) if ":" in target else None)
         # Also by digest: whoever gets the manifest has proven that these credentials may pull it (see `exists`).
         attempt = partial(self._manifest, target=target, pinned=pinned)
-        return _retried(lambda: self._first("resolve", attempt), cancel)
+        return _retried(lambda: self._proven(attempt, lambda found: found.digest), cancel)
 
     def exists(self, digest: Digest, *, cancel: threading.Event | None = None) -> None:
         """Returns if the manifest may be pulled with these credentials, else raises as `manifest` does.
 
         This is the proof that a publish needs although its content may be cached. Only hosts with the capability
-        `resolve` are asked: the administrator trusts those to speak for the registry. A mirror's refusal is not the last word.
+        `resolve` are asked: the administrator trusts those to speak for the registry. A mirror's refusal is not the last word,
+        and neither is its yes if it says it to anybody (`_proven`).
         """
-        _retried(lambda: self._first("resolve", partial(self._head, digest=digest)), cancel)
+        _retried(lambda: self._proven(partial(self._head, digest=digest), lambda _: digest), cancel)
 
     def small_blob(self, digest: Digest, size: int, *, limit: int, cancel: threading.Event | None = None) -> bytes:
         """A whole blob that matches its digest. Raises InvalidArtifact if `size` is more than `limit`, else as `manifest`."""
@@ -262,6 +263,30 @@ class Repository:
             f"the object store that the registry points to answers {reply.status}",
             where=f"{where} at {route.authority}",
         )
+
+    # ---- who may pull ----
+
+    def _proven(self, attempt: Callable[[Conversation], T], digest_of: Callable[[T], Digest]) -> T:
+        """What the first host says, with the registry's leave. A mirror that has looked at the credentials of this request gives
+        that itself; one that asks nobody for any (a peer, an open cache) says what there is, not who may have it."""
+        result, speaker = self._first("resolve", lambda conversation: (attempt(conversation), conversation))
+        origin = next((each for each in reversed(self._conversations) if each.endpoint.origin), None)
+        if speaker.vouches or origin is None or "resolve" not in origin.endpoint.capabilities:
+            return result
+        away = self._transport.health.away
+        if origin.endpoint.url in away:
+            return result
+        try:
+            self._head(origin, digest=digest_of(result))
+        except NotFound:
+            return attempt(origin)  # what a mirror remembers of a tag may be gone there
+        except (Unavailable, AddressRefused) as error:
+            if isinstance(error, Unavailable) and error.answered:
+                raise
+            # As long as nobody can ask it, mirrors stand in for it: that is what they are for.
+            away.note(origin.endpoint.url)
+            _log.info("registry_not_asked", registry=self.reference.host, mirror=speaker.authority, reason=error.what)
+        return result
 
     # ---- all endpoints ----
 
