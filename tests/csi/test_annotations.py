@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from csi.kubernetes import annotations
 from csi.kubernetes.annotations import AnnotationReader
 from csi.kubernetes.cluster import in_cluster
 from csi.templates import Claim
@@ -27,11 +28,15 @@ class Server:
         self.status = 200
         self.content: bytes = json.dumps(OBJECT).encode()
         self.asked: list[tuple[str, str]] = []
+        self.hold = threading.Event()
+        """Nothing is answered while it is not set."""
+        self.hold.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.asked.append((self.path, self.headers.get("Authorization", "")))
+                outer.hold.wait(10)
                 self.send_response(outer.status)
                 self.send_header("Content-Length", str(len(outer.content)))
                 self.end_headers()
@@ -134,6 +139,21 @@ def test_who_is_not_the_cluster_is_not_told_the_token(server, account, tmp_path_
     with pytest.raises(Unavailable):
         claims(account, server).annotations(CLAIM)
     assert [] == server.asked
+
+
+def test_an_api_server_that_does_not_answer_is_waited_for_once(server, account, monkeypatch):
+    """However many providers and pods want annotations: a publish has two minutes. Later it is asked again."""
+    monkeypatch.setattr(annotations, "LIMIT_S", 0.2)
+    api = claims(account, server)
+    server.hold.clear()
+    for claim in (CLAIM, CLAIM, Claim("team-b", "llama")):
+        with pytest.raises(Unavailable) as caught:
+            api.annotations(claim)
+        assert str(claim.namespace) in caught.value.where
+    assert 1 == len(server.asked)
+    server.hold.set()
+    monkeypatch.setattr(annotations, "HOLDS_S", 0.0)
+    assert {"model": "tiny:v1"} == api.annotations(CLAIM)
 
 
 @pytest.mark.parametrize("missing", ["KUBERNETES_SERVICE_HOST", "token", "ca.crt"])
