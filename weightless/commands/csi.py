@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fuse import dumps
 from fuse.errors import InvalidRequest
 from fuse.spec import WithoutResend
 from weightless.options import Settings
@@ -24,6 +25,7 @@ def run(
     native_given: bool,
 ) -> None:
     """Serves until SIGTERM. Raises InvalidRequest for options of another mode, and what the mode's own command raises."""
+    dumps.forbid()  # the credentials of many pods come together here
     if mode == "controller":
         _refuse(
             {
