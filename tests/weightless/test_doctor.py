@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 import sys
@@ -57,10 +58,13 @@ def test_kernels(release: str, expected: list[str]) -> None:
 def test_what_mounting_needs() -> None:
     """The device, the rights of root, the helper of everybody else, descriptors."""
     path = Path("/dev/fuse")
-    assert states(system.fuse_device(path, None, "")) == ["broken"]
-    assert states(system.fuse_device(path, stat.S_IFREG, "")) == ["broken"]
-    assert states(system.fuse_device(path, CHARACTER, "Permission denied")) == ["broken"]
-    assert states(system.fuse_device(path, CHARACTER, "")) == ["ok"]
+    assert states(system.fuse_device(path, None, 0)) == ["broken"]
+    assert states(system.fuse_device(path, stat.S_IFREG, 0)) == ["broken"]
+    assert states(system.fuse_device(path, CHARACTER, 0)) == ["ok"]
+    for refusal, cure in ((errno.EACCES, "chmod"), (errno.EPERM, "privileged"), (errno.ENODEV, "modprobe")):
+        found = system.fuse_device(path, CHARACTER, refusal)
+        assert states(found) == ["broken"]
+        assert cure in found.cure
     assert states(system.fusermount(None, 0, root=False)) == ["broken"]
     assert states(system.fusermount("/bin/fusermount3", 0o755, root=False)) == ["broken"]
     assert states(system.fusermount("/bin/fusermount3", 0o4755, root=False)) == ["ok"]

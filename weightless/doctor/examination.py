@@ -6,6 +6,7 @@ A check whose probe fails is a finding as well: what cannot be looked at is ofte
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -88,13 +89,13 @@ def _fuse_device(path: Path) -> Finding:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        return system.fuse_device(path, None, "")
-    refusal = ""
+        return system.fuse_device(path, None, 0)
+    refusal = 0
     if stat.S_ISCHR(mode):
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
-            refusal = error.strerror or str(error)
+            refusal = error.errno or errno.EIO
     return system.fuse_device(path, mode, refusal)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import stat
 from collections.abc import Collection, Iterator
@@ -65,20 +67,21 @@ def overlay(file_systems: str, *, root: bool) -> Finding:
     return warning("overlay", what, "modprobe overlay")
 
 
-def fuse_device(path: Path, mode: int | None, refusal: str) -> Finding:
-    """`mode`: None where there is no such file. `refusal`: why it cannot be opened, empty where it can."""
+def fuse_device(path: Path, mode: int | None, refusal: int) -> Finding:
+    """`mode`: None where there is no such file. `refusal`: the errno with which it cannot be opened, 0 where it can."""
+    check = "FUSE device"
     if mode is None:
         cure = "modprobe fuse; in a container, mount the host's /dev, or run it privileged"
-        return broken("FUSE device", f"{path} is not there", cure)
+        return broken(check, f"{path} is not there", cure)
     if not stat.S_ISCHR(mode):
-        return broken("FUSE device", f"{path} is no device", "remove it, then modprobe fuse")
+        return broken(check, f"{path} is no device", "remove it, then modprobe fuse")
+    if refusal in (errno.ENODEV, errno.ENXIO):
+        what = f"the kernel has no driver for {path}: {os.strerror(refusal)}"
+        return broken(check, what, "modprobe fuse on the node; the device's number is 10, 229")
     if refusal:
-        return broken(
-            "FUSE device",
-            f"{path} cannot be opened: {refusal}",
-            f"chmod 0666 {path}; in a container, run it privileged",
-        )
-    return ok("FUSE device", f"{path} can be opened")
+        what = f"{path} cannot be opened: {os.strerror(refusal)}"
+        return broken(check, what, f"chmod 0666 {path}; in a container, run it privileged")
+    return ok(check, f"{path} can be opened")
 
 
 def fusermount(path: str | None, mode: int, *, root: bool) -> Finding:
