@@ -105,7 +105,7 @@ class VolumeRecords:
                 self.unreadable.append(path)
                 return
             record = msgspec.json.decode(content, type=VolumeRecord)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, ValueError, RecursionError):  # of JSON that is none, or no UTF-8
             self.unreadable.append(path)
             return
         if record.name != path.stem:

@@ -115,8 +115,9 @@ class DockerConfig:
     def _credential_of(self, entry: _Entry, key: str) -> Credential | None:
         username, password = entry.username, entry.password
         if entry.auth:
+            written = entry.auth.replace("\n", "").replace("\r", "")  # base64 wraps what is long, and Go does not mind
             try:
-                username, colon, password = base64.b64decode(entry.auth, validate=True).decode().partition(":")
+                username, colon, password = base64.b64decode(written, validate=True).decode().partition(":")
             except ValueError:  # binascii.Error and UnicodeDecodeError are some, and there is one for what is not ASCII
                 colon = ""
             if not colon:
@@ -124,6 +125,8 @@ class DockerConfig:
                     f"auths.{key}.auth is not base64 of user:password", where=self._where, fix=_FIX_IN_FILE
                 )
             password = password.rstrip("\0")  # as docker: some tools wrote C strings
+        if not re.fullmatch(r"[!-~]*", entry.registrytoken):  # it becomes a header
+            raise InvalidConfig(f"auths.{key}.registrytoken is no token", where=self._where, fix=_FIX_IN_FILE)
         credential = Credential(
             username=username,
             password=password,
@@ -192,7 +195,7 @@ def _decoded(text: bytes, kind: type[_KindT]) -> _KindT | None:
         return None
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # Its message could quote a secret.
         return None
 
@@ -221,10 +224,9 @@ def _helper_credential(program: str, code: int, output: bytes, where: str) -> Cr
         if _NOT_FOUND in output[:4096].decode(errors="replace"):
             return None
         raise _helper_failed(program, f"ended with code {code}", where)
-    try:
-        answer = msgspec.json.decode(output, type=_HelperAnswer)
-    except msgspec.DecodeError:
-        raise _helper_failed(program, "did not answer with credentials", where) from None
+    answer = _decoded(output, _HelperAnswer)
+    if answer is None:
+        raise _helper_failed(program, "did not answer with credentials", where)
     if not answer.username and not answer.secret:
         return None
     if answer.username == _IDENTITY_USER:

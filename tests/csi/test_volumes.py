@@ -61,7 +61,7 @@ def test_a_write_that_did_not_finish_changes_nothing(tmp_path: Path) -> None:
     assert not half.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b"\xff\xfe", b'{"name": "\xff"}'])
 def test_a_damaged_record_is_told_and_kept(tmp_path: Path, content: bytes) -> None:
     """It is not taken for a volume, nor thrown away: somebody may need to look at it."""
     loaded(tmp_path)

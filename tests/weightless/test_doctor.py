@@ -21,7 +21,7 @@ from tests.support import ordinary
 from tests.support.commandline import World
 from tests.support.registry import FaultyRegistry
 from weightless.config import CredentialsSection
-from weightless.doctor import configuration, processes, registry, storage, system
+from weightless.doctor import configuration, examination, processes, registry, storage, system
 from weightless.doctor.examination import look
 from weightless.doctor.finding import Finding
 from weightless.doctor.storage import Directory
@@ -145,6 +145,16 @@ def test_records_that_cannot_be_read() -> None:
     """They keep orphans from being cleaned up."""
     assert states(storage.records(1, 3)) == ["warning"]
     assert states(storage.records(0, 3)) == ["ok"]
+
+
+def test_records_are_told_apart_whatever_became_of_them(tmp_path: Path) -> None:
+    """A disk that fails turns text into no text."""
+    (tmp_path / "volumes").mkdir()
+    for number, content in enumerate((b"", b"{", b'{"name": "\xff"}', b"[" * 100_000)):
+        (tmp_path / "volumes" / f"{number}.json").write_bytes(content)
+    *_, records = examination._state(tmp_path, used=True)
+    assert states(records) == ["warning"]
+    assert records.what.startswith("4 of 4")
 
 
 def test_sockets_that_should_be_answered() -> None:

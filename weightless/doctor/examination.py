@@ -169,7 +169,7 @@ def _state(path: Path, *, used: bool) -> Iterator[Finding]:
 
 
 def _is_record(path: Path) -> bool:
-    with suppress(OSError, msgspec.DecodeError):
+    with suppress(OSError, ValueError, RecursionError):  # of JSON that is none, or no UTF-8
         return msgspec.json.decode(path.read_bytes(), type=VolumeRecord).name == path.stem
     return False
 

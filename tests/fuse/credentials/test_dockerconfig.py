@@ -78,6 +78,10 @@ def test_tokens_are_kept_apart(tmp_path: Path) -> None:
         },
     )
 
+    for token in ("r\r\nX-Evil: 1", "r t", "\u00e9"):
+        with pytest.raises(InvalidConfig, match=r"auths\.x\.test\.registrytoken is no token"):
+            config(tmp_path, auths={"x.test": {"registrytoken": token}}).credential("x.test")
+
     assert Credential(username="u", identity_token="it") == docker.credential("a.test")
     assert Credential(registry_token="rt") == docker.credential("b.test")
     assert Credential(username="u", password="p") == docker.credential("c.test")
@@ -103,10 +107,16 @@ def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ("home", "variable") == (home.username, variable.username)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"auths": 1}', '{"auths": {"x": {"auth": 5, "password": "hunter2"}}}'])
-def test_a_broken_file_is_named_and_not_quoted(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(b"{", b"[]", b'{"auths": 1}', b'{"auths": {"x": {"auth": 5, "password": "hunter2"}}}'),
+        *(b'{"auths": {"x": {"password": "hunter2\xff"}}}', b'{"auths": {"hunter2\xff": {}}}'),
+    ],
+)
+def test_a_broken_file_is_named_and_not_quoted(tmp_path: Path, text: bytes) -> None:
     """The error holds no piece of the file."""
-    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "config.json").write_bytes(text)
 
     with pytest.raises(InvalidConfig, match=r"config\.json") as caught:
         DockerConfig.load(tmp_path)
@@ -147,6 +157,7 @@ def test_helpers_are_asked_by_host_then_by_default_then_the_file(tmp_path: Path,
     [
         (f"echo {SECRET}; exit 3", "code 3"),
         (f"echo {SECRET}", "did not answer with credentials"),
+        (f'printf \'{{"Secret": "{SECRET}\\377"}}\'', "did not answer with credentials"),
         (f"echo {SECRET} >&2; kill -9 $$", "code -9"),
     ],
 )
@@ -206,6 +217,16 @@ def test_a_dockerconfigjson_secret_names_its_hosts() -> None:
 
     assert Credential(username="u", password="p") == credential("docker.io")
     assert credential("registry.test") is None
+
+
+def test_an_auth_may_be_wrapped() -> None:
+    """As base64 wraps what is long: keys of service accounts are."""
+    long = base64.encodebytes(b"_json_key:" + b"k" * 200).decode()
+    assert "\n" in long[:-1]
+
+    credential = from_secrets({".dockerconfigjson": json.dumps({"auths": {"registry.test": {"auth": long}}})})
+
+    assert Credential(username="_json_key", password="k" * 200) == credential("registry.test")
 
 
 def test_a_secret_starts_no_helper(helper: Path, tmp_path: Path) -> None:
