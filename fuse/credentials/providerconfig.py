@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from fuse.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    import yaml
 
 CacheType = Literal["Token", "ServiceAccount"]
 _CONFIG_VERSIONS: Final = frozenset(f"kubelet.config.k8s.io/{version}" for version in ("v1", "v1beta1", "v1alpha1"))
@@ -97,7 +101,7 @@ def parse_duration(text: str) -> float:
 
 
 def _load_file(path: Path) -> tuple[Provider, ...]:
-    import yaml  # takes longer to import than most of this process, and most nodes have no such file
+    import yaml  # see _loader
 
     where = str(path)
     try:
@@ -105,15 +109,16 @@ def _load_file(path: Path) -> tuple[Provider, ...]:
             text = file.read(_MAX_FILE_BYTES + 1)
         if len(text) > _MAX_FILE_BYTES:
             raise InvalidConfig("is larger than 1 MiB", where=where, fix=_FIX)
-        parsed = msgspec.convert(yaml.safe_load(text), _File)
+        parsed = msgspec.convert(yaml.load(text, _loader()), _File)  # noqa: S506  (a safe one)
     except OSError as error:
         fix = "correct provider-config, or mount kubelet's file there"
         raise InvalidConfig(f"cannot be read: {error.strerror}", where=where, fix=fix) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        # What they say quotes the file, whose environment variables may be secrets.
-        raise InvalidConfig("is neither YAML nor JSON", where=where, fix=_FIX) from None
     except msgspec.ValidationError as error:
         raise InvalidConfig(str(error)[:300], where=where, fix=_FIX) from None
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError):
+        # What they say quotes the file, whose environment variables may be secrets. Those that are no YAMLError come of tags
+        # (`!!int x`), which PyYAML believes.
+        raise InvalidConfig("is neither YAML nor JSON", where=where, fix=_FIX) from None
     if parsed.api_version not in _CONFIG_VERSIONS or parsed.kind != "CredentialProviderConfig":
         what = f"is a {parsed.kind!r:.80} of {parsed.api_version!r:.80}"
         raise InvalidConfig(what, where=where, fix="use a CredentialProviderConfig of kubelet.config.k8s.io/v1")
@@ -124,6 +129,21 @@ def _load_file(path: Path) -> tuple[Provider, ...]:
     return parsed.providers
 
 
+@cache
+def _loader() -> type[yaml.SafeLoader]:
+    """Takes a date for text, as kubelet's parser does."""
+    import yaml  # takes longer to import than most of this process, and most nodes have no such file
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return Loader
+
+
 def _fault(provider: Provider) -> str:
     """What kubelet would not accept either; empty when there is nothing."""
     try:
@@ -132,9 +152,9 @@ def _fault(provider: Provider) -> str:
         return f"defaultCacheDuration: {error}"
     if not _NAME.fullmatch(provider.name) or provider.name in (".", ".."):
         return "name must be the name of a file in the bin directory"
-    if any("\0" in text for text in (provider.name, *provider.args, *(each.value for each in provider.env))):
+    if not all(map(_is_passable, (provider.name, *provider.args, *(each.value for each in provider.env)))):
         return "args and env must be text"
-    if any(not each.name or "=" in each.name or "\0" in each.name for each in provider.env):
+    if any(not each.name or "=" in each.name or not _is_passable(each.name) for each in provider.env):
         return "env has a name that no variable can have"
     if not provider.match_images or not all(provider.match_images):
         return "matchImages is empty"
@@ -150,3 +170,11 @@ def _fault(provider: Provider) -> str:
     if attributes.required_service_account_annotation_keys and not attributes.require_service_account:
         return "requiredServiceAccountAnnotationKeys need requireServiceAccount"
     return ""
+
+
+def _is_passable(text: str) -> bool:
+    """Whether a program can be given it."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return False

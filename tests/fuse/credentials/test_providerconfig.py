@@ -84,6 +84,7 @@ def test_a_directory_is_the_sum_of_its_files(tmp_path: Path) -> None:
         ({"name": ".."}, "name of a file"),
         ({"matchImages": []}, "matchImages is empty"),
         ({"args": ["a\0b"]}, "must be text"),
+        ({"env": [{"name": "A", "value": "\ud800"}]}, "must be text"),
         ({"env": [{"name": "A=B", "value": "c"}]}, "no variable"),
         ({"defaultCacheDuration": "soon"}, "defaultCacheDuration"),
         ({"defaultCacheDuration": None}, "default"),
@@ -127,10 +128,19 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidConfig):
             load(path)
-    (tmp_path / "broken.yaml").write_text("providers: [canary\n  x: {")
-    with pytest.raises(InvalidConfig, match="neither YAML nor JSON") as caught:
-        load(tmp_path / "broken.yaml")
-    assert "canary" not in str(caught.value)
+    for text in ("providers: [canary\n  x: {", "a: !!int canary", "a: !!timestamp canary", "a: !!float canary"):
+        (tmp_path / "broken.yaml").write_text(text)
+        with pytest.raises(InvalidConfig, match="neither YAML nor JSON") as caught:
+            load(tmp_path / "broken.yaml")
+        assert "canary" not in str(caught.value)
+
+
+def test_a_date_is_text(tmp_path: Path) -> None:
+    """As to kubelet, even one that is none."""
+    for text in ("2020-01-02", "2020-13-45"):
+        (tmp_path / "config.yaml").write_text(FILE.replace("canary-profile", text))
+        (found,) = load(tmp_path / "config.yaml")
+        assert text == found.env[0].value
 
 
 def test_durations_are_gos() -> None:
