@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,17 +22,37 @@ from tests.support.provider import Programs, pod_of
 from tests.support.registry import FaultyRegistry, Tokens
 from tests.support.waiting import until
 from weightless.demo.pack import PackedModel
+from weightless.demo.registry import Request, Response
 
 pytestmark = pytest.mark.kernel
 
 CANARY = "canary-91d2c7e0-hunter2"
+HEADER = "canary-44aa09be-header"
 WRONG = "canary-5b1f00aa-wrong"
 
 
+class Repeating(FaultyRegistry):
+    """Says no with what it was sent: as a hostile registry does, and a proxy that somebody debugs."""
+
+    def answer(self, request: Request) -> Response:
+        response = super().answer(request)
+        if response.status != 401:
+            return response
+        said = " ".join(request.headers.get(name, "") for name in ("authorization", "x-key"))
+        headers = {name: value for name, value in response.headers.items() if name == "WWW-Authenticate"}
+        return Response.error(401, "UNAUTHORIZED", f"you sent {said}", headers)
+
+
+@pytest.fixture
+def registry() -> Iterator[FaultyRegistry]:
+    with Repeating() as server:
+        yield server
+
+
 def needles(registry: FaultyRegistry) -> list[bytes]:
-    """The passwords, what a header makes of them, and every token that was given out."""
+    """The passwords, what a header makes of them, every token that was given out, and a header of hosts.toml."""
     passwords = (CANARY, WRONG)
-    found = [password.encode() for password in passwords]
+    found = [password.encode() for password in (*passwords, HEADER)]
     found += [base64.b64encode(f"reader:{password}".encode()).rstrip(b"=") for password in passwords]
     if registry.tokens is not None:
         found += [token.encode() for token in registry.tokens.valid]
@@ -47,12 +68,13 @@ def seen_in_processes(sandbox: Sandbox) -> dict[str, bytes]:
 
 
 def seen_on_disk(sandbox: Sandbox) -> dict[str, bytes]:
-    """All files of the sandbox but docker's own configuration, which holds the password by its nature."""
+    """All files of the sandbox but docker's configuration and hosts.toml, which hold secrets by their nature."""
     return {
         str(path): path.read_bytes()
         for path in sandbox.root.rglob("*")
         if path.is_file()
         and not path.is_relative_to(sandbox.docker)
+        and not path.is_relative_to(sandbox.root / "certs")
         and not path.is_relative_to(sandbox.root / "kubelet")
     }
 
@@ -80,6 +102,8 @@ def test_the_node_plugin_shows_no_secret(
     """With debug logs: a publish that works, one with a wrong password, and one that is not understood."""
     config = json.dumps({"auths": {registry.host: {"auth": base64.b64encode(f"reader:{CANARY}".encode()).decode()}}})
     errors: list[str] = []
+    with (Path(named) / registry.host / "hosts.toml").open("a") as hosts:
+        hosts.write(f'[header]\nX-Key = "{HEADER}"\n')
     with Node(sandbox, "--certs-dir", named) as node:
         target = node.target("pod-1")
         node.publish("csi-1", target, {"reference": locked}, secrets={".dockerconfigjson": config})
@@ -90,6 +114,8 @@ def test_the_node_plugin_shows_no_secret(
             with pytest.raises(grpc.RpcError) as caught:
                 node.publish(f"csi-bad-{number}", node.target(f"bad-{number}"), {"reference": locked}, secrets=secrets)
             errors.append(caught.value.details())
+        assert HEADER in {entry.request.headers.get("x-key") for entry in registry.requests()}
+        assert "you sent" in errors[0]
         assert_hidden(registry, seen_in_processes(sandbox))
         assert_hidden(registry, seen_on_disk(sandbox))
         node.unpublish("csi-1", target)
