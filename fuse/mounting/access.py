@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -127,7 +128,7 @@ class AccessReader:
             credential=credential,
             local_allowed=self.local_allowed,
         )
-        own = found.get(named.host, Found())
+        own = found.get(_asked_of(access, named.host), Found())
         admission = Admission(
             access=msgspec.structs.replace(access, offline_s=self.offline_s),
             rung=own.rung,
@@ -152,3 +153,9 @@ class AccessReader:
     @property
     def _source(self) -> Credentials:
         return self.credentials or OwnCredentials(self.docker_config)
+
+
+def _asked_of(access: Access, host: str) -> str:
+    """The host whose credentials are those for the registry itself: another one where hosts.toml says `server`."""
+    origin = next((each for each in reversed(access.endpoints) if each.origin), None)
+    return urlsplit(origin.url).netloc if origin is not None and origin.namespace else host

@@ -59,6 +59,15 @@ def test_who_has_no_credentials_can_be_refused(tmp_path: Path) -> None:
     assert [None, "pod"] == users(node.admit(f"{REGISTRY}/m:v1", Given(secrets=POD)).access)
 
 
+def test_a_server_elsewhere_is_the_registry(tmp_path: Path) -> None:
+    """Its credentials are those that count: they let a pod in where nobody is anonymous, and are looked after as theirs are."""
+    node = reader(tmp_path, credentials=Ladder(allow=("driver-secret",), docker_config=tmp_path / "docker"))
+    (tmp_path / "certs" / REGISTRY / "hosts.toml").write_text(f'server = "https://{MIRROR}"\n')
+    admission = node.admit(f"{REGISTRY}/m:v1")
+
+    assert (["node"], "driver-secret") == (users(admission.access), admission.rung)
+
+
 def test_a_broken_secret_is_refused_without_being_shown(tmp_path: Path) -> None:
     """The error names the key, not its content."""
     with pytest.raises(InvalidRequest) as caught:
