@@ -27,7 +27,8 @@ class _Held:
     given: Given = field(repr=False)
     print: bytes
     """What the access looked like, salted; empty when that is not known."""
-    rung: str
+    rungs: Collection[str]
+    """Of all hosts: a mirror's credentials may be others than the registry's."""
     ends_at: float
     pause_s: float
     """After the next look that fails."""
@@ -46,7 +47,7 @@ class Admissions:
         held = _Held(
             given=given,
             print=self._print(admission),
-            rung=admission.rung,
+            rungs={admission.rung, *admission.rungs},
             ends_at=max(admission.ends_at, now + least_s),
             pause_s=_FIRST_PAUSE_S,
         )
@@ -57,7 +58,7 @@ class Admissions:
         """A volume of before a restart."""
         with self._lock:
             self._held.setdefault(
-                name, _Held(given=Given(), print=b"", rung=rung, ends_at=ends_at, pause_s=_FIRST_PAUSE_S)
+                name, _Held(given=Given(), print=b"", rungs={rung}, ends_at=ends_at, pause_s=_FIRST_PAUSE_S)
             )
 
     def given(self, name: str) -> Given:
@@ -85,7 +86,7 @@ class Admissions:
         """What came from these rungs may be out of date."""
         with self._lock:
             for name, held in self._held.items():
-                if held.rung in rungs:
+                if not set(rungs).isdisjoint(held.rungs):
                     self._held[name] = replace(held, ends_at=min(held.ends_at, now), pause_s=_FIRST_PAUSE_S)
 
     def put_off(self, name: str, now: float) -> None:

@@ -41,6 +41,8 @@ class Admission:
     access: Access
     rung: Rung
     """Of those that are for the registry itself."""
+    rungs: frozenset[Rung] = frozenset()
+    """Of those for any host."""
     source: str = ""
     """Of the same: the credential provider, if it was one."""
     account: str = ""
@@ -132,6 +134,7 @@ class AccessReader:
         admission = Admission(
             access=msgspec.structs.replace(access, offline_s=self.offline_s),
             rung=own.rung,
+            rungs=frozenset(each.rung for each in found.values()),
             source=own.source,
             account=str(given.account or ""),
             named_in=given.named_in,

@@ -53,6 +53,8 @@ class FakeAccess:
         """Instead of the others, where fresh credentials are asked for."""
         self.fresh_rung = ""
         """By which those come, if not by the same."""
+        self.of_mirror = ""
+        """By which those come that are for a mirror, if there is one."""
 
     def admit(
         self, reference: str, given: Given = NOBODY, *, cancel: threading.Event | None = None, fresh: bool = False
@@ -75,6 +77,7 @@ class FakeAccess:
             access=Access(registry=host, endpoints=(endpoint,)),
             named_in=given.named_in,
             rung=rung,  # type: ignore[arg-type]
+            rungs=frozenset({rung, self.of_mirror}),  # type: ignore[arg-type]
             ends_at=time.monotonic() + self.lifetime_s,
             remembered=self.remembered and not fresh,
         )

@@ -156,6 +156,17 @@ def test_what_the_administrator_changes_counts_for_what_runs(place: Place, manag
             kubelet.unpublish(place.target(volume=volume), volume_id=volume_id)
 
 
+def test_a_change_counts_for_the_credentials_of_a_mirror_alone(place: Place, manager: FakeManager) -> None:
+    """The registry asks for none, and a mirror for the driver's: those are looked after as well."""
+    access = FakeAccess()
+    access.of_mirror = "driver-secret"
+    with node(place, manager, access) as (_, kubelet):
+        kubelet.publish(place.target(), reference=PRIVATE, secrets=SECRET)
+        access.written = 1
+        until(lambda: [False, False] == access.asked, "it is looked up again")
+        kubelet.unpublish(place.target())
+
+
 def test_a_look_that_fails_is_not_the_last(place: Place, manager: FakeManager) -> None:
     """The directory of the driver's secret may be on a disk that fails for a moment."""
     access = FakeAccess()

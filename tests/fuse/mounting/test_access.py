@@ -37,9 +37,10 @@ def users(access: Access) -> list[str | None]:
 
 def test_a_pods_password_goes_to_the_registry_of_its_reference_and_to_no_mirror(tmp_path: Path) -> None:
     """A mirror sees the node's credentials for it, never the pod's."""
-    access = reader(tmp_path).access(f"{REGISTRY}/m:v1", POD)
+    admission = reader(tmp_path).admit(f"{REGISTRY}/m:v1", Given(secrets=POD))
 
-    assert ["node", "pod"] == users(access)
+    assert ["node", "pod"] == users(admission.access)
+    assert ("publish-secret", {"publish-secret", "driver-secret"}) == (admission.rung, admission.rungs)
 
 
 def test_the_nodes_credentials_can_be_forbidden(tmp_path: Path) -> None:
