@@ -205,6 +205,20 @@ def test_an_account_that_the_token_does_not_name_is_not_believed(programs: Progr
     assert "is not of default/reader: set CSIDriver.podInfoOnMount" in asking.notes[0]
 
 
+def test_so_many_answers_are_remembered_and_no_more(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens come and go for as long as a node lives; the oldest answer goes."""
+    monkeypatch.setattr("fuse.credentials.providers._MOST_ANSWERS", 2)
+    programs.install("exchange", audience="registry", match="*.io:5000")
+    asking = Asking(programs)
+    for token in ("a|1", "b|2", "c|3"):
+        assert asking.by_pod(pod(token)) == asking.by_pod(pod(token)) is not None
+    assert 3 == len(programs.runs())
+    assert 2 == len(asking.providers._answers)
+    assert not any(secret in repr(asking.providers._answers) for secret in ("a|1", "password='", "'2'"))
+    asking.by_pod(pod("a|1"))
+    assert 4 == len(programs.runs())
+
+
 def test_how_long_is_said_by_the_answer_or_by_the_file(programs: Programs) -> None:
     """0 is not at all; nothing is what the configuration says."""
     for duration, default, most_runs in (("0s", "1h", 2), (None, "0", 2), (None, "1h", 1), ("1h", "0", 1)):
