@@ -22,9 +22,9 @@ from fuse.logs import scrub
 HIDDEN: Final = "…"
 _CONTEXTS: Final = ("volume_context", "publish_context")
 _TOKEN_KEY = re.compile(r"token|secret|password|credential|auth\b", re.IGNORECASE)
-_USERINFO = re.compile(r"(?<![^\s'\"(=,])[^\s/'\"@:]+:(?!\d{1,5}/)[^\s'\"@]+@(?!sha(?:256|512):)")
+_USERINFO = re.compile(r"(?<![^\s'\"(=,])[^\s/'\"@:\[]+:(?!\d{1,5}/)[^\s'\"@]+@(?!sha(?:256|512):)")
 """`user:password@host`, as someone may write it into a reference, where no scheme says that it is a URL or the password has a
-slash. `host:5000/name@…` is none, nor what stands before a digest."""
+slash. `host:5000/name@…` is none, nor what stands before a digest, nor `host[:port]/…`."""
 _MAX_MESSAGE: Final = 2000
 _SHORTEST_SECRET: Final = 4
 """Shorter ones would blacken innocent words and protect nothing."""

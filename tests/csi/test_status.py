@@ -201,6 +201,7 @@ def test_user_names_and_short_words_are_no_secrets() -> None:
         ("'bob:pw@registry.example.com/a'", "'registry.example.com/a'"),
         ("https://u:p@h/x?token=1 failed", "https://h/x?… failed"),
         ("name:v1@sha256:00", "name:v1@sha256:00"),
+        ("host[:port]/repository[:tag][@digest]", "host[:port]/repository[:tag][@digest]"),
         ("127.0.0.1:5000/a/b:v1@latest", "127.0.0.1:5000/a/b:v1@latest"),
         ("bob:p/w+d==@registry.example.com/a", "registry.example.com/a"),
         ("GET https://bob:p/w@registry.example.com/a", "GET registry.example.com/a"),
