@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
 
+import httpx
 import pytest
 
+from fuse.artifact import manifest as manifests
 from fuse.artifact.digest import Digest
-from fuse.errors import Forbidden, Unauthenticated, Unavailable
+from fuse.errors import Forbidden, InvalidArtifact, Unauthenticated, Unavailable
 from fuse.registry import health, repository
 from fuse.registry.access import Credential
 from fuse.registry.repository import Repository
 from fuse.registry.transport import Transport
+from tests.conftest import need_program
 from tests.fuse.registry.conftest import REPOSITORY, endpoint_of, repository_at
+from tests.support.dockerregistry import DockerRegistry
 from tests.support.registry import FaultyRegistry, Tokens
+from weightless.demo.registry import MANIFEST_TYPE
 
 MANIFEST = json.dumps({"schemaVersion": 2, "layers": []}).encode()
 DIGEST = Digest.of(MANIFEST)
@@ -109,3 +116,33 @@ def test_a_tag_that_has_moved_on_is_asked_of_the_registry(transport: Transport, 
         repo = repository_at(transport, endpoint_of(mirror, origin=False), endpoint_of(registry))
 
         assert MANIFEST == repo.manifest("v1").content
+
+
+def test_nobodys_manifest_names_a_layer_that_its_repository_does_not_have(tmp_path: Path) -> None:
+    """docker-registry refuses to store it, but for layers with urls; those are refused when they are read."""
+    need_program("docker-registry", "docker-registry")
+    config, weights = b"{}", b"of somebody else"
+    with (
+        DockerRegistry(tmp_path / "registry") as registry,
+        httpx.Client(base_url=f"{registry.url}/v2", trust_env=False) as client,
+    ):
+
+        def push(repository: str, content: bytes) -> None:
+            upload = client.post(f"/{repository}/blobs/uploads/").headers["Location"]
+            answer = client.put(f"{upload}&digest={quote(str(Digest.of(content)))}", content=content)
+            assert 201 == answer.status_code, answer.text
+
+        push("private/model", weights)
+        push("own/model", config)
+        layer = {"mediaType": "application/octet-stream", "digest": str(Digest.of(weights)), "size": len(weights)}
+        document = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": {"mediaType": "application/x", "digest": str(Digest.of(config)), "size": len(config)},
+        }
+        for urls, status in (({}, 400), ({"urls": ["https://elsewhere.test/x"]}, 201)):
+            content = json.dumps(document | {"layers": [layer | urls]}).encode()
+            headers = {"Content-Type": MANIFEST_TYPE}
+            assert status == client.put("/own/model/manifests/v1", content=content, headers=headers).status_code
+        with pytest.raises(InvalidArtifact, match="is said to lie elsewhere"):
+            manifests.parse(content, content_type=MANIFEST_TYPE, digest=Digest.of(content))
