@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from fuse.credentials.given import Given
+from fuse.credentials.given import Given, is_weaker
 from fuse.errors import Forbidden, Unauthenticated
 from fuse.mounting.access import Admission
 from fuse.registry.access import Access
@@ -44,8 +45,11 @@ def proven(
     except (Unauthenticated, Forbidden) as error:
         if not admission.remembered:
             raise admission.explained(error) from error
-    admission = source.admit(reference, given, cancel=cancel, fresh=True)
+        fresh = source.admit(reference, given, cancel=cancel, fresh=True)
+        if is_weaker(fresh.rung, admission.rung):
+            # What was asked afresh failed meanwhile: the registry's word to who this is stays the last one.
+            raise replace(admission, notes=fresh.notes).explained(error) from error
     try:
-        return admission, ask(admission.access)
+        return fresh, ask(fresh.access)
     except (Unauthenticated, Forbidden) as error:
-        raise admission.explained(error) from error
+        raise fresh.explained(error) from error

@@ -227,6 +227,20 @@ def test_a_fresh_look_falls_back_to_no_weaker_credentials(place: Place, manager:
         kubelet.unpublish(target)
 
 
+def test_who_was_refused_does_not_come_in_by_weaker_credentials(place: Place, manager: FakeManager) -> None:
+    """The provider whose remembered answer the registry refuses fails when it is asked afresh: that is no way to the node's."""
+    access = FakeAccess()
+    access.remembered, access.fresh_password, access.fresh_rung = True, "of-node", "node-identity"
+    manager.passwords = {"of-node"}
+    with node(place, manager, access) as (_, kubelet):
+        with pytest.raises(grpc.RpcError) as caught:
+            kubelet.publish(place.target(), reference=PRIVATE, attributes=context("token-1"))
+        assert grpc.StatusCode.UNAUTHENTICATED is code_of(caught.value)
+        assert "for ServiceAccount" in details_of(caught.value)
+        assert [False, True] == access.asked
+        assert [] == place.leftovers()
+
+
 def test_remembered_credentials_are_refused_only_when_fresh_ones_are(place: Place, manager: FakeManager) -> None:
     """A right that was given a moment ago counts, whatever is remembered; what stays refused is asked about once more only."""
     access = FakeAccess()
