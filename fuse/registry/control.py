@@ -119,7 +119,11 @@ class ControlClient:
             response = self._client.send(request, stream=True)
         except _BROKEN as error:
             raise _unavailable(error, route.authority, limit_s) from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            ValueError,
+        ) as error:  # of names that are none (IDNAError), and headers
             raise Unavailable(f"cannot ask: {type(error).__name__}", where=route.authority) from error
         finally:
             self._patience.until = math.inf

@@ -77,16 +77,16 @@ class Routes:
 
     def redirected(self, current: Route, location: str) -> Route:
         """Raises AddressRefused where the rules forbid it, Unavailable for what is no URL."""
-        return self._elsewhere(urljoin(current.url, location), "a redirect")
+        return self._elsewhere(location, "a redirect", current.url)
 
     def realm(self, url: str) -> Route:
         """The token service. Raises as `redirected`."""
         return self._elsewhere(url, "a token service")
 
-    def _elsewhere(self, url: str, what: str) -> Route:
+    def _elsewhere(self, url: str, what: str, seen_from: str = "") -> Route:
         base = self._base
         try:
-            route = self._route(url, base.rule, self._trust)
+            route = self._route(urljoin(seen_from, url), base.rule, self._trust)
         except ValueError:
             raise Unavailable(f"{what} leads to something that is no URL", where=base.authority) from None
         if route.same_origin(base):

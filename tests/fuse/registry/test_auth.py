@@ -253,6 +253,12 @@ def test_a_realm_at_a_metadata_address_is_refused(transport: Transport, realm: s
         repository_at(transport, endpoint_of(registry, credential=USER)).manifest("v1")
 
 
+def test_a_realm_with_a_name_that_is_none_is_a_failure_of_the_registry(transport: Transport) -> None:
+    """And none of ours: the library that builds the request has its own opinion of names."""
+    with filled(FaultyRegistry(tokens=Tokens(realm="http://xn--/"))) as registry, pytest.raises(Unavailable):
+        repository_at(transport, endpoint_of(registry, credential=USER)).manifest("v1")
+
+
 @pytest.mark.parametrize("realm", ["file:///etc/passwd", "https://user:pw@elsewhere/", "not a url", "https://", "//x"])
 def test_a_realm_that_is_no_plain_url_is_refused(transport: Transport, realm: str) -> None:
     """Nothing is sent."""

@@ -444,6 +444,20 @@ def test_redirects_in_a_circle_end(repo: Repository, registry: FaultyRegistry) -
         read(repo, 0, 10)
 
 
+@pytest.mark.parametrize(
+    "location", ["http://[::1/x", "http://[zz]/", "//[", "http://h:99999/", "http://xn--/", "file:/x"]
+)
+def test_a_redirect_to_nowhere_is_a_failure_of_the_registry(
+    repo: Repository, registry: FaultyRegistry, location: str
+) -> None:
+    """And none of ours, whichever client follows it."""
+    registry.answer = lambda _request: Response(status=307, headers={"Location": location})  # type: ignore[method-assign]
+
+    for ask in (lambda: repo.manifest("v1"), lambda: read(repo, 0, 10)):
+        with pytest.raises(Unavailable):
+            ask()
+
+
 # ---- mirrors ----
 
 
