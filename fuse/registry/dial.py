@@ -107,8 +107,14 @@ class RuledBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         failure: Exception = httpcore.ConnectError("no address")
         for address in self._dialer.addresses(host, port, self._rule):
+            left = self._patience.until - time.monotonic()
+            if left <= 0:  # a name may have many addresses that are all silent
+                raise httpcore.ConnectTimeout
+            limit = min(math.inf if timeout is None else timeout, left)
             try:
-                stream = self._plain.connect_tcp(address, port, timeout, local_address, socket_options)
+                stream = self._plain.connect_tcp(
+                    address, port, None if limit == math.inf else limit, local_address, socket_options
+                )
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
                 continue

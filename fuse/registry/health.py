@@ -21,7 +21,7 @@ from fuse.errors import Unavailable, WeightlessError
 from fuse.registry.access import Endpoint
 
 MIRROR_PAUSE_S: Final = 10.0
-AWAY_S: Final = 10.0
+AWAY_S: Final = 30.0
 """How long a registry is not asked for its leave behind a mirror, since it could not be reached."""
 CROWDED_S: Final = 1.0
 """How long a mirror is left alone that says it is asked too much, and not for how long."""
@@ -56,14 +56,25 @@ class Away:
         self._lock = threading.Lock()
         self._until: dict[str, float] = {}
 
+    def may_ask(self, url: str) -> bool:
+        """False for who is away. Whoever is the first to hear True after a pause tries it for all the others."""
+        if url not in self._until:
+            return True
+        now = self._clock()
+        with self._lock:
+            if self._until.get(url, 0.0) > now:
+                return False
+            self._until[url] = now + AWAY_S
+            return True
+
     def note(self, url: str) -> None:
         now = self._clock()
         with self._lock:
             self._until = {each: until for each, until in self._until.items() if until > now} | {url: now + AWAY_S}
 
-    def __contains__(self, url: str) -> bool:
+    def clear(self, url: str) -> None:
         with self._lock:
-            return self._until.get(url, 0.0) > self._clock()
+            self._until.pop(url, None)
 
 
 class Health:

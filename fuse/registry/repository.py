@@ -273,19 +273,28 @@ class Repository:
         origin = next((each for each in reversed(self._conversations) if each.endpoint.origin), None)
         if speaker.vouches or origin is None or "resolve" not in origin.endpoint.capabilities:
             return result
-        away = self._transport.health.away
-        if origin.endpoint.url in away:
+        away, url = self._transport.health.away, origin.endpoint.url
+        if not away.may_ask(url):
             return result
         try:
             self._head(origin, digest=digest_of(result))
-        except NotFound:
-            return attempt(origin)  # what a mirror remembers of a tag may be gone there
         except (Unavailable, AddressRefused) as error:
-            if isinstance(error, Unavailable) and error.answered:
-                raise
-            # As long as nobody can ask it, mirrors stand in for it: that is what they are for.
-            away.note(origin.endpoint.url)
-            _log.info("registry_not_asked", registry=self.reference.host, mirror=speaker.authority, reason=error.what)
+            if not (isinstance(error, Unavailable) and error.answered):
+                # As long as nobody can ask it, mirrors stand in for it: that is what they are for.
+                away.note(url)
+                _log.info(
+                    "registry_not_asked", registry=self.reference.host, mirror=speaker.authority, reason=error.what
+                )
+                return result
+            away.clear(url)
+            raise
+        except NotFound:
+            away.clear(url)
+            return attempt(origin)  # what a mirror remembers of a tag may be gone there
+        except WeightlessError:
+            away.clear(url)
+            raise
+        away.clear(url)
         return result
 
     # ---- all endpoints ----

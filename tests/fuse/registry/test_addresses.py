@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
+import httpcore
 import pytest
 
 from fuse.artifact.digest import Digest
@@ -12,7 +14,7 @@ from fuse.errors import AddressRefused, WeightlessError
 from fuse.registry import repository
 from fuse.registry.access import Endpoint
 from fuse.registry.addresses import ANY_ADDRESS, AddressRule, Reach, reach_of
-from fuse.registry.dial import Dialer
+from fuse.registry.dial import Dialer, Patience, RuledBackend
 from fuse.registry.repository import Repository
 from fuse.registry.transport import Transport
 from tests.fuse.registry.conftest import REPOSITORY, endpoint_of, repository_at
@@ -152,6 +154,18 @@ def test_a_name_is_judged_by_the_address_that_is_dialled(
 
         assert [AddressRefused, AddressRefused] == attempt_both(repo)
         assert [] == no_connections
+
+
+def test_a_name_of_many_silent_addresses_is_dialled_for_as_long_as_an_answer_may_take(
+    monkeypatch: pytest.MonkeyPatch, no_connections: list[Any]
+) -> None:
+    """And not for that long at each of them."""
+    resolving(monkeypatch, {"many.test": [["127.0.0.1", "127.0.0.2"]]})
+    patience = Patience()
+    patience.until = time.monotonic() - 1
+    with pytest.raises(httpcore.ConnectTimeout):
+        RuledBackend(Dialer(), ANY_ADDRESS, patience).connect_tcp("many.test", 1, 3.0)
+    assert [] == no_connections
 
 
 def test_only_the_allowed_addresses_of_a_name_are_dialled(

@@ -103,10 +103,26 @@ def test_an_open_mirror_stands_in_for_a_registry_that_is_away(
         for _ in range(3):
             assert MANIFEST == repo.manifest("v1").content
         assert before + 1 == len(registry.requests())
-        monkeypatch.setattr(transport.health.away, "_clock", lambda: time.monotonic() + health.AWAY_S)
         registry.script("manifest", "403", forever=True)
-        with pytest.raises(Forbidden):
-            repo.manifest("v1")
+        assert MANIFEST == repo.manifest("v1").content
+        monkeypatch.setattr(transport.health.away, "_clock", lambda: time.monotonic() + health.AWAY_S)
+        for _ in range(2):
+            with pytest.raises(Forbidden):
+                repo.manifest("v1")
+
+
+def test_who_is_away_is_tried_by_one_for_all() -> None:
+    """The others go on with what the mirror says meanwhile; an answer ends it."""
+    now = [0.0]
+    away = health.Away(lambda: now[0])
+    assert away.may_ask("a")
+    away.note("a")
+    assert not away.may_ask("a")
+    assert away.may_ask("b")
+    now[0] = health.AWAY_S
+    assert [True, False] == [away.may_ask("a"), away.may_ask("a")]
+    away.clear("a")
+    assert away.may_ask("a")
 
 
 def test_a_tag_that_has_moved_on_is_asked_of_the_registry(transport: Transport, registry: FaultyRegistry) -> None:
