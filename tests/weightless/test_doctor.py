@@ -141,6 +141,13 @@ def test_caches(values: dict[str, Any], quota: int | None, expected: list[str]) 
     assert states(storage.cache(seen(**values), quota_bytes=quota, free_space=None)) == expected
 
 
+def test_a_full_disk_takes_no_records() -> None:
+    """The cache does without, and what is published has to be written down."""
+    assert states(storage.usable("state", seen(free_bytes=0), choice="x")) == ["broken"]
+    assert states(storage.usable("state", seen(free_bytes=10**7), choice="x")) == ["ok"]
+    assert states(storage.cache(seen(free_bytes=0), quota_bytes=None, free_space=None)) == ["ok", "warning"]
+
+
 def test_records_that_cannot_be_read() -> None:
     """They keep orphans from being cleaned up."""
     assert states(storage.records(1, 3)) == ["warning"]

@@ -14,6 +14,8 @@ from weightless.doctor.finding import Finding, broken, ok, skipped, warning
 _REMOTE: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "lustre", "glusterfs"})
 _LEAST_FREE_BYTES: Final = 1_000_000_000
 _DEFAULT_FLOOR: Final = 0.05
+_LEAST_ROOM_BYTES: Final = 1_000_000
+"""For records and sockets, which take a few kilobytes each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +37,7 @@ class Directory:
 
 def cache(seen: Directory, *, quota_bytes: int | None, free_space: float | None) -> Iterator[Finding]:
     check = "cache"
-    yield from usable(check, seen, choice="cache-dir in weightless.toml")
+    yield from usable(check, seen, choice="cache-dir in weightless.toml", least_bytes=0)  # room has a check of its own
     kind = seen.file_system
     if kind in _REMOTE:
         yield warning(
@@ -65,7 +67,7 @@ def cache(seen: Directory, *, quota_bytes: int | None, free_space: float | None)
         yield ok("cache disk", f"{shown}{quota}")
 
 
-def usable(check: str, seen: Directory, *, choice: str) -> Iterator[Finding]:
+def usable(check: str, seen: Directory, *, choice: str, least_bytes: int = _LEAST_ROOM_BYTES) -> Iterator[Finding]:
     """A directory of ours, which is made where it is missing."""
     if not seen.is_directory:
         yield broken(check, f"{seen.path} is a file", f"move it away, or name another directory: {choice}")
@@ -74,6 +76,9 @@ def usable(check: str, seen: Directory, *, choice: str) -> Iterator[Finding]:
     elif not seen.writable:
         what = f"this user may not write {seen.path}" if seen.exists else f"this user may not make {seen.path}"
         yield broken(check, what, f"give it the right, or name another directory: {choice}")
+    elif seen.free_bytes < least_bytes:
+        what = f"the disk of {seen.path} is full, {units.size(seen.free_bytes)} are free: nothing can be recorded there"
+        yield broken(check, what, f"free space on it, or name another directory: {choice}")
     elif seen.exists and stat.S_IMODE(seen.mode) & 0o022:
         what = f"{seen.path} may be written by others (mode {stat.S_IMODE(seen.mode):04o}): they decide what is read"
         yield broken(check, what, f"chmod 0700 {seen.path}")
