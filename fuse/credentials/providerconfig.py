@@ -76,10 +76,10 @@ class _File(msgspec.Struct, kw_only=True, rename="camel"):
 
 def load(path: Path) -> tuple[Provider, ...]:
     """The providers of a file, or of all files of a directory by their names, in their order. Raises InvalidConfig."""
-    if path.is_dir():
-        files: Sequence[Path] = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
-    else:
-        files = (path,)
+    try:
+        files = _files(path)
+    except OSError as error:  # it is being swapped by kubelet, or not for this user
+        raise _unreadable(error, str(path)) from None
     found = [provider for file in files for provider in _load_file(file)]
     if not found:
         raise InvalidConfig("names no provider", where=str(path), fix=_FIX)
@@ -111,8 +111,7 @@ def _load_file(path: Path) -> tuple[Provider, ...]:
             raise InvalidConfig("is larger than 1 MiB", where=where, fix=_FIX)
         parsed = msgspec.convert(yaml.load(text, _loader()), _File)  # noqa: S506  (a safe one)
     except OSError as error:
-        fix = "correct provider-config, or mount kubelet's file there"
-        raise InvalidConfig(f"cannot be read: {error.strerror}", where=where, fix=fix) from None
+        raise _unreadable(error, where) from None
     except msgspec.ValidationError as error:
         raise InvalidConfig(str(error)[:300], where=where, fix=_FIX) from None
     except (yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError):
@@ -127,6 +126,17 @@ def _load_file(path: Path) -> tuple[Provider, ...]:
         if fault:
             raise InvalidConfig(f"provider {provider.name!r:.80}: {fault}", where=where, fix=_FIX)
     return parsed.providers
+
+
+def _files(path: Path) -> Sequence[Path]:
+    if not path.is_dir():
+        return (path,)
+    return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+
+
+def _unreadable(error: OSError, where: str) -> InvalidConfig:
+    fix = "correct provider-config, or mount kubelet's file there"
+    return InvalidConfig(f"cannot be read: {error.strerror}", where=where, fix=fix)
 
 
 @cache

@@ -135,6 +135,19 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         assert "canary" not in str(caught.value)
 
 
+def test_a_directory_that_goes_while_it_is_read_is_a_file_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kubelet swaps directories; the last that was understood stays in force (`Reread`)."""
+
+    def gone(path: Path) -> None:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", gone)
+    with pytest.raises(InvalidConfig, match="cannot be read: No such file"):
+        load(tmp_path)
+
+
 def test_a_date_is_text(tmp_path: Path) -> None:
     """As to kubelet, even one that is none."""
     for text in ("2020-01-02", "2020-13-45"):
