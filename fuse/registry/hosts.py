@@ -6,6 +6,7 @@ names file and key: a mirror that is silently left out would be noticed in an ou
 
 from __future__ import annotations
 
+import os
 import posixpath
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +59,7 @@ def _directory(certs_dir: Path, host: str) -> Path | None:
     name, colon, port = host.rpartition(":")
     escaped = f"{name}_{port}_" if colon and port.isdecimal() else host
     for candidate in dict.fromkeys((escaped, host, "_default")):
-        if (certs_dir / candidate).is_dir():
+        if os.path.isdir(certs_dir / candidate):  # noqa: PTH112  (a host may be longer than a file's name: there is none then)
             return certs_dir / candidate
     return None
 

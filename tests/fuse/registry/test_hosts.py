@@ -49,6 +49,12 @@ def test_without_a_file_there_is_the_origin(host: str, plain_http: bool, url: st
     assert plain_http == access.local_allowed
 
 
+def test_a_host_longer_than_a_files_name_has_no_file(tmp_path: Path) -> None:
+    """The author of a pod writes it; that nobody has this name is told by the name server."""
+    host = "a." * 130 + "test"
+    assert f"https://{host}/v2" == load(host, tmp_path).endpoints[0].url
+
+
 @pytest.mark.parametrize("host", ["169.254.169.254", "[fd00:ec2::254]", "[::ffff:169.254.169.254]:80", "0.0.0.0:5000"])
 def test_plain_http_opens_no_way_to_the_clouds_metadata(host: str) -> None:
     """A node that may speak plain http to its registries does not speak it to whatever the author of a pod writes."""
