@@ -47,14 +47,14 @@ class FakeAccess:
         """Which of these looks fail."""
         self.written: Hashable = None
         """What the administrator wrote."""
+        self.of_mirror = ""
+        """By which those come that are for a mirror, if there is one."""
         self.ambient = ""
         """The driver's own password, for who brings none."""
         self.fresh_password = ""
         """Instead of the others, where fresh credentials are asked for."""
         self.fresh_rung = ""
         """By which those come, if not by the same."""
-        self.of_mirror = ""
-        """By which those come that are for a mirror, if there is one."""
 
     def admit(
         self, reference: str, given: Given = NOBODY, *, cancel: threading.Event | None = None, fresh: bool = False
