@@ -229,6 +229,8 @@ def _guarded(call: Callable[[], None], *, with_traceback: bool) -> None:
             raise
         console.error(error)
         raise typer.Exit(1) from None
+    except (typer.Exit, typer.Abort):  # RuntimeErrors, and no accidents
+        raise
     except BrokenPipeError:
         # The reader of a pipe (head) has seen enough. Python would complain once more while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
