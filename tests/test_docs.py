@@ -267,7 +267,7 @@ def test_alerts_name_metrics_and_reasons_that_exist() -> None:
 
 def test_the_dashboard_shows_metrics_that_exist_and_nearly_all() -> None:
     """Each expression names what metrics.md has, and asks for the nodes that were chosen; each panel has a place of its own."""
-    dashboard = json.loads((ROOT / "deploy" / "dashboards" / "weightless.json").read_text())
+    dashboard = json.loads((ROOT / "deploy" / "chart" / "dashboards" / "weightless.json").read_text())
     documented = set(re.findall(r"^\| `(\w+)` ", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
     panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
     expressions = [target["expr"] for panel in panels for target in panel["targets"]]

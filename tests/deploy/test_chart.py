@@ -207,11 +207,9 @@ def test_what_needs_a_custom_resource_is_left_out_without_it(helm: Helm) -> None
     assert helm.objects("default", has=()).of("PodMonitor") == []
 
 
-def test_the_dashboard_is_the_one_of_the_repository(helm: Helm) -> None:
-    """Byte for byte, where Grafana's sidecar looks: the chart has a link to deploy/dashboards."""
-    source = ROOT / "deploy" / "dashboards" / "weightless.json"
-    if not source.exists():
-        pytest.skip("there is no dashboard yet")
+def test_the_dashboard_is_given_to_grafana(helm: Helm) -> None:
+    """Where Grafana's sidecar looks."""
+    source = CHART / "dashboards" / "weightless.json"
     (found,) = helm.objects("default", "metrics.dashboard.enabled=true").of("ConfigMap", "weightless-dashboard")
 
     assert msgspec.json.decode(found["data"]["weightless.json"]) == msgspec.json.decode(source.read_bytes())
