@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from csi.identity import DRIVER_NAME
+from fuse.errors import WeightlessError
 from fuse.registry.hosts import load_access
-from tests.deploy.chart import CASES, CHART, ROOT, VALUES, Helm, Objects
+from tests.deploy.chart import CASES, CHART, PROMETHEUS, ROOT, VALUES, Helm, Objects
 from weightless import __version__, config
 
 # Where helm has to be built first.
@@ -30,17 +31,18 @@ def test_lint_has_no_complaint(helm: Helm, case: str) -> None:
 
     assert answer.returncode == 0, answer.stdout
     assert "[WARNING]" not in answer.stdout
+    assert answer.stderr == ""
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_rendered_is_valid_for_kubernetes(helm: Helm, case: str, version: str) -> None:
-    """Each object, with unknown fields forbidden; a PodMonitor is not Kubernetes' own."""
+    """Each object, with unknown fields forbidden; those of Prometheus Operator are not Kubernetes' own."""
     objects = helm.objects(case, kubernetes=version).all
 
     assert objects
     for each in objects:
-        if each["kind"] != "PodMonitor":
+        if each["apiVersion"] != PROMETHEUS:
             kubernetes_validate.validate(each, version, strict=True)
 
 
@@ -93,6 +95,29 @@ def test_the_schema_knows_the_keys_of_the_configuration() -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["500GB", "500Gi", "1.5 TiB", "2g", "4096", "10B", "500GiB/s", "plenty", "1e9", "-1", "1.5.2GB", "5iB", "GB"]
+)
+def test_the_schema_knows_the_sizes_that_the_driver_knows(text: str) -> None:
+    """A size that is let through and then not understood would be found out by plugins that do not start."""
+    schema = msgspec.json.decode((CHART / "values.schema.json").read_bytes())["definitions"]
+
+    def understood(**section: str) -> bool:
+        try:
+            parsed = config.Config(
+                cache=config.CacheSection(quota=section.get("quota")),
+                fetch=config.FetchSection(max_bandwidth=section.get("rate")),
+            )
+            _ = (parsed.quota_bytes, parsed.fetch.bytes_per_s)
+        except WeightlessError:
+            return False
+        return True
+
+    assert understood(quota=text) == _accepts(schema["size"], text)
+    if text not in ("4096", "10B"):  # too little to read by
+        assert understood(rate=text) == _accepts(schema["rate"], text)
+
+
+@pytest.mark.parametrize(
     ("setting", "named"),
     [
         ("image.repositry=weightless", "repositry"),
@@ -105,6 +130,7 @@ def test_the_schema_knows_the_keys_of_the_configuration() -> None:
         ("kubeletDir=/var/lib/kubelet/", "/kubeletDir"),
         ("image.digest=sha256:short", "/image/digest"),
         ("architectures={riscv64}", "/architectures/0"),
+        ("caBundle.configMap=Corporate_CA", "/caBundle/configMap"),
         ("credentials.allow={everybody}", "/credentials/allow/0"),
         ("credentials.tokenRequests[0].expirationSeconds=60", "/credentials/tokenRequests/0"),
         ("proxy.httpProxy=http://user:secret@proxy:3128", "/proxy/httpProxy"),
@@ -202,9 +228,79 @@ def test_files_of_registries_are_where_the_driver_looks(full: Objects, tmp_path:
 
 
 def test_what_needs_a_custom_resource_is_left_out_without_it(helm: Helm) -> None:
-    """No PodMonitor where the API server would refuse it."""
+    """No PodMonitor, and no rules, where the API server would refuse them."""
     assert len(helm.objects("default").of("PodMonitor")) == 1
-    assert helm.objects("default", has=()).of("PodMonitor") == []
+    without = helm.objects("full", has=())
+    assert without.of("PodMonitor") == without.of("PrometheusRule") == []
+
+
+def test_no_pod_is_meant_for_a_node_that_cannot_run_it(helm: Helm) -> None:
+    """Whatever affinity the values have, none for Windows; by default none for nodes that a DaemonSet would wait for in vain."""
+    for case in CASES:
+        for pod in helm.objects(case).pods().values():
+            assert pod["nodeSelector"]["kubernetes.io/os"] == "linux"
+    assert helm.objects("full").pods()["weightless-node"]["nodeSelector"]["example.com/gpu"] == "true"
+    (term,) = helm.objects("default").pods()["weightless-node"]["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]["nodeSelectorTerms"]
+    refused = {each["key"]: each["values"] for each in term["matchExpressions"] if each["operator"] == "NotIn"}
+    assert refused == {"eks.amazonaws.com/compute-type": ["fargate"], "type": ["virtual-kubelet"]}
+
+
+def test_common_labels_are_of_pods_too(full: Objects) -> None:
+    """For costs by team; selectors, which cannot be changed, have none of them."""
+    for each in full.all:
+        assert each["metadata"]["labels"]["team"] == "platform"
+        if each["kind"] in ("DaemonSet", "Deployment"):
+            assert each["spec"]["template"]["metadata"]["labels"]["team"] == "platform"
+            assert "team" not in each["spec"]["selector"]["matchLabels"]
+
+
+def test_the_corporate_authority_is_trusted_by_all_that_ask_registries(full: Objects, default: Objects) -> None:
+    """Plugin and controller, whose children inherit it: SSL_CERT_FILE is read beside the image's own directory."""
+    for name in ("weightless-node", "weightless-controller"):
+        container = full.containers()[name, "weightless"]
+        (file,) = [each["value"] for each in container["env"] if each["name"] == "SSL_CERT_FILE"]
+        (mount,) = [each for each in container["volumeMounts"] if each["name"] == "ca"]
+        (volume,) = [each for each in full.pods()[name]["volumes"] if each["name"] == "ca"]
+        assert file == f"{mount['mountPath']}/ca-bundle.crt"
+        assert volume["configMap"] == {"name": "corporate-ca"}
+    assert "SSL_CERT_FILE" not in str(default.all)
+
+
+def test_a_cache_may_wait_for_its_disk(full: Objects, default: Objects) -> None:
+    """A path that has to be there is not made on the root disk of a node whose own is mounted late."""
+
+    def kind(objects: Objects) -> Any:
+        (volume,) = [each for each in objects.pods()["weightless-node"]["volumes"] if each["name"] == "cache"]
+        return volume["hostPath"]["type"]
+
+    assert (kind(default), kind(full)) == ("DirectoryOrCreate", "Directory")
+
+
+def test_a_drain_leaves_one_controller(helm: Helm, default: Objects) -> None:
+    """Of several; a single one keeps no node from being drained."""
+    (budget,) = default.of("PodDisruptionBudget")
+    selector = default.one("Deployment")["spec"]["selector"]
+
+    assert (budget["spec"]["maxUnavailable"], budget["spec"]["selector"]) == (1, selector)
+    assert helm.objects("default", "controller.replicas=1").of("PodDisruptionBudget") == []
+
+
+def test_it_can_be_a_part_of_another_chart(helm: Helm, tmp_path: Path) -> None:
+    """With a condition, which arrives as a value of this chart."""
+    (tmp_path / "Chart.yaml").write_text(
+        "apiVersion: v2\nname: platform\nversion: 1.0.0\ndependencies:\n"
+        f"- {{name: weightless, version: {yaml.safe_load((CHART / 'Chart.yaml').read_text())['version']}, condition: weightless.enabled}}\n"
+    )
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts" / "weightless").symlink_to(CHART)
+    answer = helm.run(
+        "template", "x", tmp_path, "--kube-version=1.34", "--set=weightless.enabled=true,weightless.image.repository=y"
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert "kind: CSIDriver" in answer.stdout
 
 
 def test_the_dashboard_is_given_to_grafana(helm: Helm) -> None:
@@ -244,6 +340,11 @@ def test_registrar_and_plugin_mean_the_same_socket(full: Objects) -> None:
 def test_chart_and_program_have_one_version() -> None:
     """The image's tag is the chart's appVersion."""
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
+
+
+def _accepts(definition: dict[str, Any], text: str) -> bool:
+    (pattern,) = (one["pattern"] for one in definition["oneOf"] if "pattern" in one)
+    return re.search(pattern, text) is not None
 
 
 def _configurations(objects: Objects, directory: Path) -> dict[str, config.Config]:
