@@ -155,6 +155,7 @@ def test_a_wrong_value_is_refused_by_name(helm: Helm, setting: str, named: str) 
         (["image.repository="], "set image.repository"),
         (["registries.nodeCertsDir=/etc/containerd/certs.d", r"registries.hosts.a\.example.hosts\.toml=x"], "not both"),
         (["credentials.providers.config=/etc/providers.yaml"], "credentials.providers.binDir"),
+        (["priorityClass.create=true"], "begin with system-"),
     ],
 )
 def test_what_is_missing_is_said(helm: Helm, settings: list[str], words: str) -> None:
@@ -263,8 +264,9 @@ def test_the_corporate_authority_is_trusted_by_all_that_ask_registries(full: Obj
         (file,) = [each["value"] for each in container["env"] if each["name"] == "SSL_CERT_FILE"]
         (mount,) = [each for each in container["volumeMounts"] if each["name"] == "ca"]
         (volume,) = [each for each in full.pods()[name]["volumes"] if each["name"] == "ca"]
-        assert file == f"{mount['mountPath']}/ca-bundle.crt"
-        assert volume["configMap"] == {"name": "corporate-ca"}
+        (item,) = volume["configMap"]["items"]
+        assert (volume["configMap"]["name"], item["key"]) == ("corporate-ca", "ca-bundle.crt")
+        assert file == f"{mount['mountPath']}/{item['path']}"
     assert "SSL_CERT_FILE" not in str(default.all)
 
 

@@ -118,11 +118,17 @@ capabilities:
 {{- if or .Values.registries.nodeCertsDir .Values.registries.hosts }}/etc/weightless/certs.d{{ end }}
 {{- end }}
 
+{{- /* By item, so that a key that is not there is an event of the pod, and not a certificate that nobody knows. */}}
 {{- define "weightless.caVolume" -}}
-{{- with .Values.caBundle.configMap -}}
+{{- with .Values.caBundle -}}
+{{- if .configMap -}}
 - name: ca
   configMap:
-    name: {{ . }}
+    name: {{ .configMap }}
+    items:
+      - key: {{ .key }}
+        path: {{ .key }}
+{{- end }}
 {{- end }}
 {{- end }}
 
