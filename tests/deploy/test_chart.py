@@ -95,7 +95,8 @@ def test_the_schema_knows_the_keys_of_the_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["500GB", "500Gi", "1.5 TiB", "2g", "4096", "10B", "500GiB/s", "plenty", "1e9", "-1", "1.5.2GB", "5iB", "GB"]
+    "text",
+    ["500GB", "500Gi", "1.5 TiB", "2g", "4096", "10B", "500GiB/s", "plenty", "1e9", "-1", "1.5.2GB", "5iB", "GB"],
 )
 def test_the_schema_knows_the_sizes_that_the_driver_knows(text: str) -> None:
     """A size that is let through and then not understood would be found out by plugins that do not start."""

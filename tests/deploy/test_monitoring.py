@@ -95,7 +95,9 @@ def test_the_dashboard_shows_nearly_all_and_only_of_the_nodes_that_were_chosen()
 def test_every_alert_says_what_it_is_and_stands_in_the_page() -> None:
     """OPERATIONS.md has a row for each, and for no other."""
     rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-    section = (ROOT / "docs" / "OPERATIONS.md").read_text().partition("\n## What to alert on\n")[2].partition("\n## ")[0]
+    section = (
+        (ROOT / "docs" / "OPERATIONS.md").read_text().partition("\n## What to alert on\n")[2].partition("\n## ")[0]
+    )
 
     assert [rule["alert"] for rule in rules] == re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     for rule in rules:
