@@ -292,10 +292,13 @@ def test_a_drain_leaves_one_controller(helm: Helm, default: Objects) -> None:
 
 def test_it_can_be_a_part_of_another_chart(helm: Helm, tmp_path: Path) -> None:
     """With a condition, which arrives as a value of this chart."""
-    (tmp_path / "Chart.yaml").write_text(
-        "apiVersion: v2\nname: platform\nversion: 1.0.0\ndependencies:\n"
-        f"- {{name: weightless, version: {yaml.safe_load((CHART / 'Chart.yaml').read_text())['version']}, condition: weightless.enabled}}\n"
-    )
+    dependency = {
+        "name": "weightless",
+        "version": yaml.safe_load((CHART / "Chart.yaml").read_text())["version"],
+        "condition": "weightless.enabled",
+    }
+    platform = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(platform))
     (tmp_path / "charts").mkdir()
     (tmp_path / "charts" / "weightless").symlink_to(CHART)
     answer = helm.run(
