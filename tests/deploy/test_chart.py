@@ -140,6 +140,11 @@ def test_the_schema_knows_the_sizes_that_the_driver_knows(text: str) -> None:
         ("priorityClass.value=2000000000", "/priorityClass/value"),
         ("controller.replicas=0", "/controller/replicas"),
         ("storageClasses[0].name=x", "reference"),
+        ("fullnameOverride=Model_Driver", "/fullnameOverride"),
+        ("node.resources.limits.memory=true", "/node/resources/limits/memory"),
+        ("controller.secretNamespaces={Models}", "/controller/secretNamespaces/0"),
+        ("architectures=null", "architectures"),
+        ("config=null", "config"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(helm: Helm, setting: str, named: str) -> None:
