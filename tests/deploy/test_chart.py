@@ -348,6 +348,14 @@ def test_registrar_and_plugin_mean_the_same_socket(full: Objects) -> None:
     assert f"--kubelet-registration-path={endpoint.removeprefix('unix://')}" in registrar["args"]
 
 
+def test_the_provisioner_is_the_one_that_a_real_cluster_was_seen_with() -> None:
+    """`make cluster-test` builds it from its module, and runs it under the name that the chart has."""
+    modules = (ROOT / "tests" / "cluster" / "modules" / "sidecars" / "go.mod").read_text()
+    (seen,) = re.findall(r"kubernetes-csi/external-provisioner/v\d+ (v\S+)", modules)
+
+    assert yaml.safe_load((CHART / "values.yaml").read_text())["sidecars"]["provisioner"]["image"]["tag"] == seen
+
+
 def test_chart_and_program_have_one_version() -> None:
     """The image's tag is the chart's appVersion."""
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
