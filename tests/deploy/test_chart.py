@@ -94,6 +94,26 @@ def test_the_schema_knows_the_keys_of_the_configuration() -> None:
     assert schema["properties"]["config"]["properties"].keys() == known - written
 
 
+def test_every_value_of_the_schema_is_shown_with_its_default() -> None:
+    """values.yaml is the list of what can be said: each key of the schema stands there, and none that it does not know."""
+    schema = msgspec.json.decode((CHART / "values.schema.json").read_bytes())
+
+    def differences(known: dict[str, Any], shown: dict[str, Any], path: str) -> list[str]:
+        if "$ref" in known:
+            known = schema["definitions"][known["$ref"].rpartition("/")[2]]
+        properties = known.get("properties", {})
+        found = [f"{path}{key}" for key in properties.keys() ^ shown.keys()] if properties else []
+        for key in properties.keys() & shown.keys():
+            if isinstance(shown[key], dict):
+                found += differences(properties[key], shown[key], f"{path}{key}.")
+        return found
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    # Of charts that have this one in them; what `config` may have is in CONFIGURATION.md; resources are Kubernetes' own.
+    free = re.compile(r"enabled|global|config\..*|.*resources\..*|seLinuxOptions\..*")
+    assert [name for name in differences(schema, values, "") if not free.fullmatch(name)] == []
+
+
 @pytest.mark.parametrize(
     "text",
     ["500GB", "500Gi", "1.5 TiB", "2g", "4096", "10B", "500GiB/s", "plenty", "1e9", "-1", "1.5.2GB", "5iB", "GB"],
