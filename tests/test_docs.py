@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import tomllib
@@ -35,6 +34,10 @@ PAGES = [
     ROOT / "deploy" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+
+
+OTHERS = ("snapshot_download", "fusefs_t", "config_path")
+"""Names in pages that are not ours."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -201,7 +204,7 @@ def test_names_of_the_source_are_in_it() -> None:
         text = page.read_text()
         for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text):
             found = name.removesuffix("_total") in source
-            assert found or name.startswith("process_") or name in ("snapshot_download", "fusefs_t"), (page.name, name)
+            assert found or name.startswith("process_") or name in OTHERS, (page.name, name)
         for path in re.findall(r"`((?:fuse|csi|weightless|tests|scripts|deploy)/[\w./-]+)`", text):
             assert (ROOT / path).exists(), (page.name, path)
 
@@ -247,47 +250,6 @@ def test_every_field_of_the_status_is_explained() -> None:
     kinds = (MountStatus, Health, Restarts)
     fields = {"since_iso", *(name for kind in kinds for name in kind.__struct_fields__)}
     assert fields == named
-
-
-def test_alerts_name_metrics_and_reasons_that_exist() -> None:
-    """The rules of OPERATIONS.md are YAML, and what they ask for is in metrics.md."""
-    operations, metrics = ((ROOT / "docs" / name).read_text() for name in ("OPERATIONS.md", "metrics.md"))
-    _, rules = blocks(ROOT / "docs" / "OPERATIONS.md", "yaml")
-    expressions = [rule["expr"] for group in yaml.safe_load(rules)["groups"] for rule in group["rules"]]
-    expressions += blocks(ROOT / "docs" / "metrics.md", "promql")
-    documented = set(re.findall(r"^\| `(\w+)` ", metrics, re.MULTILINE))
-    asked = {name for text in expressions for name in re.findall(r"weightless_\w+", text)}
-    assert {name.removesuffix("_bucket") for name in asked} <= documented
-    reasons = {
-        value for text in expressions for one in re.findall(r'reason[!=~]+"([^"]+)"', text) for value in one.split("|")
-    }
-    assert reasons <= set(Reason)
-    assert "## What to alert on" in operations
-
-
-def test_the_dashboard_shows_metrics_that_exist_and_nearly_all() -> None:
-    """Each expression names what metrics.md has, and asks for the nodes that were chosen; each panel has a place of its own."""
-    dashboard = json.loads((ROOT / "deploy" / "dashboards" / "weightless.json").read_text())
-    documented = set(re.findall(r"^\| `(\w+)` ", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE))
-    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
-    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
-    asked = {
-        name.removesuffix("_bucket") for text in expressions for name in re.findall(r"(?:weightless|process)_\w+", text)
-    }
-    assert asked <= documented
-    assert {name for name in documented - asked if name.startswith("weightless_")} == set()
-    for text in expressions:
-        assert text.count('instance=~"$instance"') >= 1
-        assert text.count("(") == text.count(")")
-    assert {variable["name"] for variable in dashboard["templating"]["list"]} == {"datasource", "instance"}
-    cells = [
-        (x, y)
-        for panel in dashboard["panels"]
-        for x in range(panel["gridPos"]["x"], panel["gridPos"]["x"] + panel["gridPos"]["w"])
-        for y in range(panel["gridPos"]["y"], panel["gridPos"]["y"] + panel["gridPos"]["h"])
-    ]
-    assert len(cells) == len(set(cells))
-    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
 def _volumes(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -13,13 +13,14 @@ _UNITS: Final = {
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgtp", 1)},
     **{letter: 1000**power for power, letter in enumerate("kmgtp", 1)},
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgtp", 1)},
+    **{f"{letter}i": 1024**power for power, letter in enumerate("kmgtp", 1)},  # as Kubernetes writes quantities
 }
 _NAMES: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "500GB", "1.5 TiB" or "4096". Raises InvalidRequest."""
+    """Bytes of "500GB", "1.5 TiB", "500Gi" or "4096". Raises InvalidRequest."""
     match = _SIZE.fullmatch(text)
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:

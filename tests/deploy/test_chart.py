@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from csi.identity import DRIVER_NAME
+from fuse.errors import WeightlessError
 from fuse.registry.hosts import load_access
-from tests.deploy.chart import CASES, CHART, ROOT, VALUES, Helm, Objects
+from tests.deploy.chart import CASES, CHART, PROMETHEUS, ROOT, VALUES, Helm, Objects
 from weightless import __version__, config
 
 # Where helm has to be built first.
@@ -30,17 +31,18 @@ def test_lint_has_no_complaint(helm: Helm, case: str) -> None:
 
     assert answer.returncode == 0, answer.stdout
     assert "[WARNING]" not in answer.stdout
+    assert answer.stderr == ""
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_rendered_is_valid_for_kubernetes(helm: Helm, case: str, version: str) -> None:
-    """Each object, with unknown fields forbidden; a PodMonitor is not Kubernetes' own."""
+    """Each object, with unknown fields forbidden; those of Prometheus Operator are not Kubernetes' own."""
     objects = helm.objects(case, kubernetes=version).all
 
     assert objects
     for each in objects:
-        if each["kind"] != "PodMonitor":
+        if each["apiVersion"] != PROMETHEUS:
             kubernetes_validate.validate(each, version, strict=True)
 
 
@@ -92,6 +94,50 @@ def test_the_schema_knows_the_keys_of_the_configuration() -> None:
     assert schema["properties"]["config"]["properties"].keys() == known - written
 
 
+def test_every_value_of_the_schema_is_shown_with_its_default() -> None:
+    """values.yaml is the list of what can be said: each key of the schema stands there, and none that it does not know."""
+    schema = msgspec.json.decode((CHART / "values.schema.json").read_bytes())
+
+    def differences(known: dict[str, Any], shown: dict[str, Any], path: str) -> list[str]:
+        if "$ref" in known:
+            known = schema["definitions"][known["$ref"].rpartition("/")[2]]
+        properties = known.get("properties", {})
+        found = [f"{path}{key}" for key in properties.keys() ^ shown.keys()] if properties else []
+        for key in properties.keys() & shown.keys():
+            if isinstance(shown[key], dict):
+                found += differences(properties[key], shown[key], f"{path}{key}.")
+        return found
+
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    # Of charts that have this one in them; what `config` may have is in CONFIGURATION.md; resources are Kubernetes' own.
+    free = re.compile(r"enabled|global|config\..*|.*resources\..*|seLinuxOptions\..*")
+    assert [name for name in differences(schema, values, "") if not free.fullmatch(name)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["500GB", "500Gi", "1.5 TiB", "2g", "4096", "10B", "500GiB/s", "plenty", "1e9", "-1", "1.5.2GB", "5iB", "GB"],
+)
+def test_the_schema_knows_the_sizes_that_the_driver_knows(text: str) -> None:
+    """A size that is let through and then not understood would be found out by plugins that do not start."""
+    schema = msgspec.json.decode((CHART / "values.schema.json").read_bytes())["definitions"]
+
+    def understood(**section: str) -> bool:
+        try:
+            parsed = config.Config(
+                cache=config.CacheSection(quota=section.get("quota")),
+                fetch=config.FetchSection(max_bandwidth=section.get("rate")),
+            )
+            _ = (parsed.quota_bytes, parsed.fetch.bytes_per_s)
+        except WeightlessError:
+            return False
+        return True
+
+    assert understood(quota=text) == _accepts(schema["size"], text)
+    if text not in ("4096", "10B"):  # too little to read by
+        assert understood(rate=text) == _accepts(schema["rate"], text)
+
+
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
@@ -105,6 +151,7 @@ def test_the_schema_knows_the_keys_of_the_configuration() -> None:
         ("kubeletDir=/var/lib/kubelet/", "/kubeletDir"),
         ("image.digest=sha256:short", "/image/digest"),
         ("architectures={riscv64}", "/architectures/0"),
+        ("caBundle.configMap=Corporate_CA", "/caBundle/configMap"),
         ("credentials.allow={everybody}", "/credentials/allow/0"),
         ("credentials.tokenRequests[0].expirationSeconds=60", "/credentials/tokenRequests/0"),
         ("proxy.httpProxy=http://user:secret@proxy:3128", "/proxy/httpProxy"),
@@ -113,6 +160,11 @@ def test_the_schema_knows_the_keys_of_the_configuration() -> None:
         ("priorityClass.value=2000000000", "/priorityClass/value"),
         ("controller.replicas=0", "/controller/replicas"),
         ("storageClasses[0].name=x", "reference"),
+        ("fullnameOverride=Model_Driver", "/fullnameOverride"),
+        ("node.resources.limits.memory=true", "/node/resources/limits/memory"),
+        ("controller.secretNamespaces={Models}", "/controller/secretNamespaces/0"),
+        ("architectures=null", "architectures"),
+        ("config=null", "config"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(helm: Helm, setting: str, named: str) -> None:
@@ -129,6 +181,7 @@ def test_a_wrong_value_is_refused_by_name(helm: Helm, setting: str, named: str) 
         (["image.repository="], "set image.repository"),
         (["registries.nodeCertsDir=/etc/containerd/certs.d", r"registries.hosts.a\.example.hosts\.toml=x"], "not both"),
         (["credentials.providers.config=/etc/providers.yaml"], "credentials.providers.binDir"),
+        (["priorityClass.create=true"], "begin with system-"),
     ],
 )
 def test_what_is_missing_is_said(helm: Helm, settings: list[str], words: str) -> None:
@@ -202,16 +255,88 @@ def test_files_of_registries_are_where_the_driver_looks(full: Objects, tmp_path:
 
 
 def test_what_needs_a_custom_resource_is_left_out_without_it(helm: Helm) -> None:
-    """No PodMonitor where the API server would refuse it."""
+    """No PodMonitor, and no rules, where the API server would refuse them."""
     assert len(helm.objects("default").of("PodMonitor")) == 1
-    assert helm.objects("default", has=()).of("PodMonitor") == []
+    without = helm.objects("full", has=())
+    assert without.of("PodMonitor") == without.of("PrometheusRule") == []
 
 
-def test_the_dashboard_is_the_one_of_the_repository(helm: Helm) -> None:
-    """Byte for byte, where Grafana's sidecar looks: the chart has a link to deploy/dashboards."""
-    source = ROOT / "deploy" / "dashboards" / "weightless.json"
-    if not source.exists():
-        pytest.skip("there is no dashboard yet")
+def test_no_pod_is_meant_for_a_node_that_cannot_run_it(helm: Helm) -> None:
+    """Whatever affinity the values have, none for Windows; by default none for nodes that a DaemonSet would wait for in vain."""
+    for case in CASES:
+        for pod in helm.objects(case).pods().values():
+            assert pod["nodeSelector"]["kubernetes.io/os"] == "linux"
+    assert helm.objects("full").pods()["weightless-node"]["nodeSelector"]["example.com/gpu"] == "true"
+    (term,) = helm.objects("default").pods()["weightless-node"]["affinity"]["nodeAffinity"][
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ]["nodeSelectorTerms"]
+    refused = {each["key"]: each["values"] for each in term["matchExpressions"] if each["operator"] == "NotIn"}
+    assert refused == {"eks.amazonaws.com/compute-type": ["fargate"], "type": ["virtual-kubelet"]}
+
+
+def test_common_labels_are_of_pods_too(full: Objects) -> None:
+    """For costs by team; selectors, which cannot be changed, have none of them."""
+    for each in full.all:
+        assert each["metadata"]["labels"]["team"] == "platform"
+        if each["kind"] in ("DaemonSet", "Deployment"):
+            assert each["spec"]["template"]["metadata"]["labels"]["team"] == "platform"
+            assert "team" not in each["spec"]["selector"]["matchLabels"]
+
+
+def test_the_corporate_authority_is_trusted_by_all_that_ask_registries(full: Objects, default: Objects) -> None:
+    """Plugin and controller, whose children inherit it: SSL_CERT_FILE is read beside the image's own directory."""
+    for name in ("weightless-node", "weightless-controller"):
+        container = full.containers()[name, "weightless"]
+        (file,) = [each["value"] for each in container["env"] if each["name"] == "SSL_CERT_FILE"]
+        (mount,) = [each for each in container["volumeMounts"] if each["name"] == "ca"]
+        (volume,) = [each for each in full.pods()[name]["volumes"] if each["name"] == "ca"]
+        (item,) = volume["configMap"]["items"]
+        assert (volume["configMap"]["name"], item["key"]) == ("corporate-ca", "ca-bundle.crt")
+        assert file == f"{mount['mountPath']}/{item['path']}"
+    assert "SSL_CERT_FILE" not in str(default.all)
+
+
+def test_a_cache_may_wait_for_its_disk(full: Objects, default: Objects) -> None:
+    """A path that has to be there is not made on the root disk of a node whose own is mounted late."""
+
+    def kind(objects: Objects) -> Any:
+        (volume,) = [each for each in objects.pods()["weightless-node"]["volumes"] if each["name"] == "cache"]
+        return volume["hostPath"]["type"]
+
+    assert (kind(default), kind(full)) == ("DirectoryOrCreate", "Directory")
+
+
+def test_a_drain_leaves_one_controller(helm: Helm, default: Objects) -> None:
+    """Of several; a single one keeps no node from being drained."""
+    (budget,) = default.of("PodDisruptionBudget")
+    selector = default.one("Deployment")["spec"]["selector"]
+
+    assert (budget["spec"]["maxUnavailable"], budget["spec"]["selector"]) == (1, selector)
+    assert helm.objects("default", "controller.replicas=1").of("PodDisruptionBudget") == []
+
+
+def test_it_can_be_a_part_of_another_chart(helm: Helm, tmp_path: Path) -> None:
+    """With a condition, which arrives as a value of this chart."""
+    dependency = {
+        "name": "weightless",
+        "version": yaml.safe_load((CHART / "Chart.yaml").read_text())["version"],
+        "condition": "weightless.enabled",
+    }
+    platform = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [dependency]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(platform))
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts" / "weightless").symlink_to(CHART)
+    answer = helm.run(
+        "template", "x", tmp_path, "--kube-version=1.34", "--set=weightless.enabled=true,weightless.image.repository=y"
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    assert "kind: CSIDriver" in answer.stdout
+
+
+def test_the_dashboard_is_given_to_grafana(helm: Helm) -> None:
+    """Where Grafana's sidecar looks."""
+    source = CHART / "dashboards" / "weightless.json"
     (found,) = helm.objects("default", "metrics.dashboard.enabled=true").of("ConfigMap", "weightless-dashboard")
 
     assert msgspec.json.decode(found["data"]["weightless.json"]) == msgspec.json.decode(source.read_bytes())
@@ -243,9 +368,22 @@ def test_registrar_and_plugin_mean_the_same_socket(full: Objects) -> None:
     assert f"--kubelet-registration-path={endpoint.removeprefix('unix://')}" in registrar["args"]
 
 
+def test_the_provisioner_is_the_one_that_a_real_cluster_was_seen_with() -> None:
+    """`make cluster-test` builds it from its module, and runs it under the name that the chart has."""
+    modules = (ROOT / "tests" / "cluster" / "modules" / "sidecars" / "go.mod").read_text()
+    (seen,) = re.findall(r"kubernetes-csi/external-provisioner/v\d+ (v\S+)", modules)
+
+    assert yaml.safe_load((CHART / "values.yaml").read_text())["sidecars"]["provisioner"]["image"]["tag"] == seen
+
+
 def test_chart_and_program_have_one_version() -> None:
     """The image's tag is the chart's appVersion."""
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
+
+
+def _accepts(definition: dict[str, Any], text: str) -> bool:
+    (pattern,) = (one["pattern"] for one in definition["oneOf"] if "pattern" in one)
+    return re.search(pattern, text) is not None
 
 
 def _configurations(objects: Objects, directory: Path) -> dict[str, config.Config]:

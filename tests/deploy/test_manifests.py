@@ -25,11 +25,12 @@ def test_they_are_what_the_chart_says(helm: Helm) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
-def test_kustomize_gives_the_image_its_name() -> None:
+@pytest.mark.parametrize(("directory", "ours"), [("", 3), ("cleanup", 2)], ids=["driver", "cleanup"])
+def test_kustomize_gives_the_image_its_name(directory: str, ours: int) -> None:
     """All of it is valid, in its namespace, and no container has the name that only the rendering uses."""
     kubectl = need_program("kubectl", "kubernetes-client")
     answer = subprocess.run(
-        [kubectl, "kustomize", ROOT / "deploy" / "kubernetes"], capture_output=True, text=True, check=False
+        [kubectl, "kustomize", ROOT / "deploy" / "kubernetes" / directory], capture_output=True, text=True, check=False
     )
     assert answer.returncode == 0, answer.stderr
     objects = list(yaml.safe_load_all(answer.stdout))
@@ -37,10 +38,13 @@ def test_kustomize_gives_the_image_its_name() -> None:
         container["image"]
         for each in objects
         if each["kind"] in ("DaemonSet", "Deployment")
-        for container in each["spec"]["template"]["spec"]["containers"]
+        for container in (
+            *each["spec"]["template"]["spec"].get("initContainers", ()),
+            *each["spec"]["template"]["spec"]["containers"],
+        )
     ]
 
-    assert images.count("registry.example.com/weightless:0.1.0") == 3
+    assert images.count("registry.example.com/weightless:0.1.0") == ours
     assert all(image.startswith(("registry.example.com/", "registry.k8s.io/sig-storage/")) for image in images)
     for each in objects:
         kubernetes_validate.validate(each, "1.34", strict=True)

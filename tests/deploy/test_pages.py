@@ -14,7 +14,7 @@ import yaml
 
 from csi import attributes
 from csi.identity import DRIVER_NAME
-from tests.deploy.chart import CHART, ROOT, Helm
+from tests.deploy.chart import CHART, ROOT, Helm, Objects
 from weightless import config
 
 pytestmark = pytest.mark.timeout(600)
@@ -23,7 +23,9 @@ PAGES = [
     ROOT / "deploy" / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("getting-started", "sizing", "troubleshooting", "upgrade", "volumes")),
 ]
-VALUES = [ROOT / "docs" / f"{name}.md" for name in ("CONFIGURATION", "MIRRORS", "OPERATIONS", "credentials")]
+VALUES = [
+    ROOT / "docs" / f"{name}.md" for name in ("CONFIGURATION", "MIRRORS", "OPERATIONS", "credentials", "platforms")
+]
 """Pages of which the chart's values are looked at here, and the rest by tests/test_docs.py."""
 
 
@@ -90,6 +92,15 @@ def test_settings_of_helm_are_known(helm: Helm, page: Path) -> None:
             "template", "x", CHART, "--kube-version=1.34", "--set=image.repository=x", "--set", setting.replace('"', "")
         )
         assert answer.returncode == 0, (setting, answer.stderr)
+
+
+def test_the_list_of_images_is_complete(default: Objects) -> None:
+    """Who has no internet copies these."""
+    page = (ROOT / "docs" / "platforms.md").read_text()
+    (shown,) = re.findall(r"^\$ helm template [^\n]*\n((?:\S+/\S+\n)+)", page, re.MULTILINE)
+    needed = {container["image"] for container in default.containers().values()}
+
+    assert {image.removeprefix("registry.example.com/") for image in shown.split()} == needed
 
 
 def test_values_that_pages_name_exist() -> None:

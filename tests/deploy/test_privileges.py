@@ -135,12 +135,42 @@ def test_every_binding_leads_from_an_account_to_a_role_that_exist(full: Objects)
     accounts = {each["metadata"]["name"] for each in full.of("ServiceAccount")}
     bindings = full.of("ClusterRoleBinding") + full.of("RoleBinding")
 
-    assert len(bindings) == 6
+    assert len(bindings) == 7
     for binding in bindings:
         role = binding["roleRef"]
-        assert role["name"] == "system:openshift:scc:privileged" or full.of(role["kind"], role["name"])
+        assert role["name"].startswith("system:openshift:scc:") or full.of(role["kind"], role["name"])
         assert {each["name"] for each in binding["subjects"]} <= accounts
     assert {pod["serviceAccountName"] for pod in full.pods().values()} == accounts
+
+
+@pytest.mark.parametrize(
+    ("case", "settings", "expected"),
+    [
+        ("full", (), {"privileged": {"weightless", "weightless-keeper"}, "nonroot-v2": {"weightless-controller"}}),
+        (
+            "default",
+            ("openshift=true", "registries.nodeCertsDir=/etc/containerd/certs.d"),
+            {"privileged": {"weightless-node", "weightless-keeper", "weightless-controller"}},
+        ),
+        ("cleanup", ("openshift=true",), {"privileged": {"weightless-cleanup"}}),
+        ("default", (), {}),
+    ],
+    ids=["full", "directory-of-the-node", "cleanup", "elsewhere"],
+)
+def test_openshift_admits_every_pod_by_the_least_that_fits(
+    helm: Helm, case: str, settings: tuple[str, ...], expected: dict[str, set[str]]
+) -> None:
+    """By default it would admit none: root, directories of the node, and users of our own choice are all refused."""
+    objects = helm.objects(case, *settings)
+    found = {
+        each["roleRef"]["name"].removeprefix("system:openshift:scc:"): {one["name"] for one in each["subjects"]}
+        for each in objects.of("RoleBinding")
+        if each["roleRef"]["name"].startswith("system:openshift:scc:")
+    }
+
+    assert found == expected
+    if found:
+        assert set().union(*found.values()) == {pod["serviceAccountName"] for pod in objects.pods().values()}
 
 
 def _rules(role: dict[str, Any]) -> dict[tuple[str, str, str], str]:

@@ -10,7 +10,15 @@ from weightless import units
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("0", 0), ("4096", 4096), ("1kB", 1000), ("500GB", 500 * 10**9), ("1.5 TiB", 3 * 2**39), ("2g", 2 * 10**9)],
+    [
+        ("0", 0),
+        ("4096", 4096),
+        ("1kB", 1000),
+        ("500GB", 500 * 10**9),
+        ("1.5 TiB", 3 * 2**39),
+        ("2g", 2 * 10**9),
+        ("500Gi", 500 * 2**30),
+    ],
 )
 def test_a_size_is_a_number_and_a_unit(text, expected):
     """Decimal and binary units, in either case, with or without a space."""

@@ -71,4 +71,4 @@ def _show(findings: list[Finding]) -> None:
         )
     console.show(drawn)
     counts = {state: sum(finding.state == state for finding in findings) for state in ("broken", "warning")}
-    console.note(f"{counts['broken']} broken, {counts['warning']} warnings")
+    console.note(f"{counts['broken']} broken, {counts['warning']} warning{'' if counts['warning'] == 1 else 's'}")

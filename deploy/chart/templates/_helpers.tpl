@@ -33,6 +33,17 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{- /* Of pods: what selects them, and what the values give to all objects. No version: a keeper would seem out of date for it. */}}
+{{- define "weightless.podLabels" -}}
+{{ include "weightless.selector" . }}
+{{- with (index . 0).Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- with (index (index . 0).Values (index . 1)).podLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
 {{- /* Of the image's own programs; call with the root. */}}
 {{- define "weightless.image" -}}
 {{- $repository := required "set image.repository to where your image is; none is published (docs/getting-started.md builds one)" .Values.image.repository -}}
@@ -56,23 +67,37 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
 {{- if or .Values.kubernetes.events .Values.kubernetes.removeTaint .Values.kubernetes.serviceAccountAnnotations }}true{{ end }}
 {{- end }}
 
+{{- /* With the values' own nodeSelector: Windows nodes are never meant, whatever else is said. */}}
+{{- define "weightless.nodeSelector" -}}
+{{- toYaml (merge (dict "kubernetes.io/os" "linux") .) }}
+{{- end }}
+
 {{- define "weightless.nodeAffinity" -}}
 nodeAffinity:
   requiredDuringSchedulingIgnoredDuringExecution:
     nodeSelectorTerms:
       - matchExpressions:
-          - key: kubernetes.io/os
-            operator: In
-            values: [linux]
           - key: kubernetes.io/arch
             operator: In
             values: {{ toJson .Values.architectures }}
+          # They run no pods of a DaemonSet, and a rollout would wait for them for ever.
+          - key: eks.amazonaws.com/compute-type
+            operator: NotIn
+            values: [fargate]
+          - key: type
+            operator: NotIn
+            values: [virtual-kubelet]
 {{- end }}
 
-{{- define "weightless.proxyEnv" -}}
+{{- /* How registries are reached: by which proxies, and whom to trust. Call with the root. */}}
+{{- define "weightless.networkEnv" -}}
 {{- $found := list }}
 {{- range $name, $value := dict "HTTP_PROXY" .Values.proxy.httpProxy "HTTPS_PROXY" .Values.proxy.httpsProxy "NO_PROXY" .Values.proxy.noProxy }}
 {{- if $value }}{{ $found = append $found (dict "name" $name "value" $value) }}{{ end }}
+{{- end }}
+{{- if .Values.caBundle.configMap }}
+{{- /* Beside the directory of authorities that the image has, not in its place. */}}
+{{- $found = append $found (dict "name" "SSL_CERT_FILE" "value" (printf "/etc/weightless/ca/%s" .Values.caBundle.key)) }}
 {{- end }}
 {{- if $found }}{{ toYaml $found }}{{ end }}
 {{- end }}
@@ -91,6 +116,28 @@ capabilities:
 {{- fail "registries: give nodeCertsDir or hosts, not both: there is one directory of hosts.toml files" }}
 {{- end }}
 {{- if or .Values.registries.nodeCertsDir .Values.registries.hosts }}/etc/weightless/certs.d{{ end }}
+{{- end }}
+
+{{- /* By item, so that a key that is not there is an event of the pod, and not a certificate that nobody knows. */}}
+{{- define "weightless.caVolume" -}}
+{{- with .Values.caBundle -}}
+{{- if .configMap -}}
+- name: ca
+  configMap:
+    name: {{ .configMap }}
+    items:
+      - key: {{ .key }}
+        path: {{ .key }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "weightless.caMount" -}}
+{{- if .Values.caBundle.configMap -}}
+- name: ca
+  mountPath: /etc/weightless/ca
+  readOnly: true
+{{- end }}
 {{- end }}
 
 {{- /* With (list $ MODE): who else than root reads the files, needs a group that may. */}}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
+from pathlib import Path
 
 import pytest
 import trustme
@@ -13,6 +15,7 @@ from fuse.registry import repository
 from fuse.registry.access import ClientCertificate, Endpoint
 from fuse.registry.tls import TlsContexts, Trust
 from fuse.registry.transport import Transport
+from tests.conftest import need_program
 from tests.fuse.registry.conftest import REPOSITORY, Authority, endpoint_of, repository_at
 from tests.support.registry import FaultyRegistry
 
@@ -60,6 +63,28 @@ def test_a_private_authority_is_trusted_when_named(transport: Transport, authori
         for text in refusal(transport, endpoint_of(registry)):
             assert "not trusted" in text
             assert "hosts.toml" in text
+
+
+def test_a_bundle_of_the_environment_stands_beside_the_systems_directory(
+    transport: Transport, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `caBundle` of the chart rests on: SSL_CERT_FILE adds an authority to those of the image."""
+    system = trustme.CA()
+    public = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    system.issue_cert("127.0.0.1").configure_cert(public)
+    file = tmp_path / "system.pem"
+    system.cert_pem.write_to_path(str(file))
+    openssl = [need_program("openssl", "openssl"), "x509", "-noout", "-hash", "-in", file]
+    # As ca-certificates names the files of /etc/ssl/certs.
+    name = subprocess.run(openssl, capture_output=True, text=True, check=True).stdout.strip()
+    (tmp_path / "certs").mkdir()
+    file.rename(tmp_path / "certs" / f"{name}.0")
+    (tmp_path / "ca-bundle.crt").write_text(authority.pem)
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "certs"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca-bundle.crt"))
+    for server in (public, authority.server):
+        with filled(FaultyRegistry(tls=server)) as registry:
+            use_both(transport, endpoint_of(registry))
 
 
 def test_a_certificate_for_another_name_is_refused(transport: Transport, authority: Authority) -> None:
