@@ -25,7 +25,7 @@ from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.loans import Loans
 from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver
 from fuse.fetch.progress import progress_of
-from fuse.fetch.queue import Priority, Run
+from fuse.fetch.runs import Priority, Run
 from fuse.fetch.setbacks import Setbacks
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.shares import Shares

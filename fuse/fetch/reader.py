@@ -21,7 +21,7 @@ from fuse.fetch import protocol
 from fuse.fetch.blobs import Source
 from fuse.fetch.engine import Engine
 from fuse.fetch.mounts import Mount, Port
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 
 _TRIES: Final = 4
 """How often a block is read from a cache that does not keep it."""

@@ -16,7 +16,7 @@ from fuse.cache.store import BlobKey, CacheStore, scope_of
 from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
 from fuse.fetch.mounts import Mount, Port
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.transfer import Lanes
 from fuse.fetch.verify import Verifier

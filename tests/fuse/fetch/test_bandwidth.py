@@ -18,7 +18,7 @@ from fuse.cache.store import scope_of
 from fuse.fetch import bandwidth, dispatch
 from fuse.fetch.bandwidth import Bandwidth, Turn, Turns
 from fuse.fetch.limits import RegistryLimits
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.shares import SPARE, LaneCounts, Shares
 from tests.support.fetcher import pattern, wait_until

@@ -15,7 +15,7 @@ from fuse.artifact.digest import Digest
 from fuse.artifact.reference import Reference
 from fuse.cache.index import entry_of
 from fuse.fetch.mounts import Mount, Port
-from fuse.fetch.queue import Priority, Run
+from fuse.fetch.runs import Priority, Run
 from fuse.registry.access import Access, Endpoint
 from fuse.registry.repository import Repository
 from tests.support.fetcher import wait_until

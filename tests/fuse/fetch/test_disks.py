@@ -13,7 +13,7 @@ import pytest
 
 from fuse.cache.store import BlobWriter
 from fuse.fetch import verify
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 from tests.conftest import need_program
 from tests.support.disks import ext4, tmpfs
 from tests.support.fetcher import FetcherProcess, wait_until

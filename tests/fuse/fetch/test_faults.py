@@ -19,8 +19,8 @@ from fuse.errors import Corrupt, Forbidden, NotFound, from_fault
 from fuse.fetch import protocol
 from fuse.fetch.inventory import Inventory
 from fuse.fetch.mounts import Port
-from fuse.fetch.queue import Priority
 from fuse.fetch.reader import EngineReader
+from fuse.fetch.runs import Priority
 from fuse.registry import ranges
 from tests.support.fetcher import pattern, wait_until
 from tests.support.fetchrig import BLOCKS, CONTENT, DIGEST, MIB, SCOPE, Recorder, Rig, expected

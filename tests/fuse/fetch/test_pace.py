@@ -7,7 +7,8 @@ from fuse.cache.index import BLOCK_BYTES
 from fuse.cache.store import BlobKey, scope_of
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.pace import LEAST, Pace
-from fuse.fetch.queue import Priority, Queue
+from fuse.fetch.queue import Queue
+from fuse.fetch.runs import Priority
 
 
 def paced(pace: Pace, *, busy: float, times: int) -> Pace:
