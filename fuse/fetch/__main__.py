@@ -27,7 +27,8 @@ import msgspec
 import structlog
 
 from fuse import logs, tracing, wire
-from fuse.cache.store import CacheStore, examine
+from fuse.cache.layout import examine
+from fuse.cache.store import CacheStore
 from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidRequest, Missing, WeightlessError
 from fuse.fetch import protocol, tally

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests, chunk_count
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, VERIFIED, block_count
-from fuse.cache.store import BlobKey, BlobWriter
+from fuse.cache.keys import BlobKey
+from fuse.cache.writer import BlobWriter
 from fuse.errors import Corrupt, Fault, WeightlessError
 
 if TYPE_CHECKING:

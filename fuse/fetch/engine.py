@@ -17,7 +17,8 @@ import structlog
 from fuse.artifact.chunks import ChunkDigests
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, CacheStore
+from fuse.cache.keys import BlobKey
+from fuse.cache.store import CacheStore
 from fuse.fetch import protocol, proving
 from fuse.fetch.arrivals import Arrivals
 from fuse.fetch.blobs import BlobState, Grant, Source

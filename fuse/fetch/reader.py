@@ -15,7 +15,7 @@ from fuse import wire
 from fuse.artifact.digest import Digest
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES, block_length, blocks_of
-from fuse.cache.store import BlobKey, scope_of
+from fuse.cache.keys import BlobKey, scope_of
 from fuse.errors import CacheFailed, Cancelled, Unavailable, WeightlessError, from_fault
 from fuse.fetch import protocol
 from fuse.fetch.blobs import Source

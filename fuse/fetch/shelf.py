@@ -18,9 +18,11 @@ from typing import Final
 import structlog
 
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length
+from fuse.cache.keys import BlobKey
 from fuse.cache.pins import Pins
 from fuse.cache.quota import Limits
-from fuse.cache.store import BlobKey, BlobWriter, CacheStore
+from fuse.cache.store import CacheStore
+from fuse.cache.writer import BlobWriter
 from fuse.errors import Corrupt
 from fuse.fetch import protocol, proving
 from fuse.fetch import tally as names

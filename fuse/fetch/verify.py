@@ -18,7 +18,7 @@ import structlog
 
 from fuse.cache.index import BLOCK_BYTES, entry_of
 from fuse.cache.quiet import read_quietly
-from fuse.cache.store import BlobWriter
+from fuse.cache.writer import BlobWriter
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.engine import Engine
 from fuse.fetch.spare import Spare

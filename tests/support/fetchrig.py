@@ -12,7 +12,8 @@ from fuse.artifact.digest import Digest
 from fuse.artifact.reference import Reference
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
 from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
 from fuse.fetch.mounts import Mount, Port

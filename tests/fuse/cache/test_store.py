@@ -10,7 +10,8 @@ import pytest
 
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, entry_of
-from fuse.cache.store import BlobKey, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
 from fuse.errors import InvalidConfig
 
 CONTENT = b"x" * (BLOCK_BYTES + 5)

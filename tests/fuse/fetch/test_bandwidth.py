@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse.cache.store import scope_of
+from fuse.cache.keys import scope_of
 from fuse.fetch import bandwidth, dispatch
 from fuse.fetch.bandwidth import Bandwidth, Turn, Turns
 from fuse.fetch.limits import RegistryLimits

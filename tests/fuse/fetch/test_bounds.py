@@ -11,7 +11,9 @@ import pytest
 
 from fuse import wire
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, BlobWriter, CacheStore
+from fuse.cache.keys import BlobKey
+from fuse.cache.store import CacheStore
+from fuse.cache.writer import BlobWriter
 from fuse.fetch import protocol, session
 from fuse.fetch.session import Session
 from tests.support.fetcher import FetcherProcess, Worker, pattern, wait_until

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fuse.cache.store import BlobWriter
+from fuse.cache.writer import BlobWriter
 from fuse.fetch import verify
 from fuse.fetch.runs import Priority
 from tests.conftest import need_program

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from fuse.artifact.digest import Digest
-from fuse.cache.store import BlobKey, BlobWriter, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
+from fuse.cache.writer import BlobWriter
 from fuse.errors import Corrupt, Forbidden, NotFound, from_fault
 from fuse.fetch import protocol
 from fuse.fetch.inventory import Inventory
