@@ -32,6 +32,9 @@ FIRST_WINDOW: Final = 64 * 1024
 MAX_WINDOW: Final = 4 * 1024 * 1024
 _CACHE_BLOCK: Final = 1024 * 1024
 
+_SPARSE: Final = "GNU.sparse."
+_UNDERSTOOD: Final = frozenset({"path", "linkpath", "size", "mtime"})
+"""Records of PAX headers; no others are kept, since global ones hold for all that follows and have no end."""
 _FILE_TYPES: Final = (b"0", b"\0", b"7")
 _NOT_FILES: Final = {
     b"3": "a character device",
@@ -162,9 +165,13 @@ class _Walk:
                 raise self._invalid(f"bad header at offset {offset}: {error}") from None
             # A record without a value takes back one that was said globally (POSIX).
             into = self._global_pax if header.type == b"g" else extensions.pax
-            into.update(records)
-            for key in [key for key, value in records.items() if not value]:
-                del into[key]
+            for key, value in records.items():
+                if key.startswith(_SPARSE):
+                    into[_SPARSE] = b""
+                elif key in _UNDERSTOOD and value:
+                    into[key] = value
+                elif key in _UNDERSTOOD:
+                    into.pop(key, None)
 
     def _member(self, header: Header, offset: int, extensions: _Extensions) -> int:
         """Notes the member whose data would start at `offset`; answers how many bytes of data follow."""
@@ -176,7 +183,7 @@ class _Walk:
             raise self._invalid(f"bad header at offset {offset - BLOCK}: {error}") from None
         name = self._decoded(pax.get("path") or extensions.name or header.name)
         link = self._decoded(pax.get("linkpath") or extensions.link or header.link)
-        if any(key.startswith("GNU.sparse.") for key in pax):
+        if _SPARSE in pax:
             raise self._refused(name, _NOT_FILES[b"S"])
         if header.type == b"V":
             return _padded(size)
