@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -115,26 +115,24 @@ class CacheStore:
 
     def _create(self, key: BlobKey, data_path: Path, index_path: Path) -> BlobWriter:
         temporary = index_path.with_name(f".{index_path.name}")
-        data_fd = os.open(data_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-        try:
+        with ExitStack() as undo:
+            data_fd = os.open(data_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+            undo.callback(_unlink, data_path)
+            undo.callback(os.close, data_fd)
             os.fchmod(data_fd, 0o444)
             os.ftruncate(data_fd, key.size)
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+            _unlink(temporary)
             index_fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+            undo.callback(_unlink, temporary)
             try:
                 os.fchmod(index_fd, 0o444)
                 block_index.create(index_fd, key.digest, key.size)
                 index = IndexWriter(index_fd)
             finally:
                 os.close(index_fd)
+            undo.callback(index.close)
             temporary.replace(index_path)
-        except BaseException:
-            os.close(data_fd)
-            for path in (temporary, data_path):
-                with suppress(OSError):
-                    path.unlink()
-            raise
+            undo.pop_all()
         return BlobWriter(key, index_path, data_fd, index, self._writeback)
 
     def remove(self, key: BlobKey) -> None:
@@ -258,6 +256,11 @@ class CacheStore:
         """The file system that the cache is on. Raises OSError."""
         status = os.statvfs(self._root)
         return Disk(total_bytes=status.f_blocks * status.f_frsize, free_bytes=status.f_bavail * status.f_frsize)
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _open_data(key: BlobKey, path: Path, index: IndexReader) -> int:

@@ -39,9 +39,13 @@ class _Answers:
         self.loans: dict[int, int] = {}
         self.failure: WeightlessError | None = None
         self.stall: WeightlessError | None = None
+        self._closed = False
 
     def send(self, message: protocol.ToWorker, fds: Sequence[int] = ()) -> None:
         with self._condition:
+            if self._closed:  # a lane that had a block in its hands
+                wire.close_all(fds)
+                return
             match message:
                 case protocol.Opened():
                     self.opened = True
@@ -68,6 +72,8 @@ class _Answers:
             self._condition.notify_all()
 
     def close(self) -> None:
+        with self._condition:
+            self._closed = True
         wire.close_all(list(self.loans.values()))
         if self.files is not None:
             self.files.close()

@@ -61,10 +61,14 @@ class Question:
         """None when there is none until `deadline` (monotonic), or only a refusal; may be called again."""
         if not self._sent[1].complete.wait(_left(deadline)):
             return None
-        self._connection.forget(self._sent)
+        self.drop()
         answers = self._sent[1].answers
         answer = answers[-1] if answers else None
         return answer if isinstance(answer, protocol.MountProgress) else None
+
+    def drop(self) -> None:
+        """Nobody may have waited for the answer, or not for long enough."""
+        self._connection.forget(self._sent)
 
 
 class Connection:
@@ -195,6 +199,7 @@ class Connection:
             asked = self._questions.get(mount)
             if asked is not None and not asked.answered:
                 return asked
+            self._drop_question(mount)
             if self.silent_s > _SILENCE_S:
                 return None
             try:
@@ -214,7 +219,12 @@ class Connection:
     def drop_question(self, mount: str) -> None:
         """The mount is detached: nobody wants to know any more."""
         with self._asking:
-            self._questions.pop(mount, None)
+            self._drop_question(mount)
+
+    def _drop_question(self, mount: str) -> None:
+        asked = self._questions.pop(mount, None)
+        if asked is not None:
+            asked.drop()
 
     def progress(self, mount: str, limit_s: float = _ANSWER_LIMIT_S) -> protocol.MountProgress:
         answers = self.ask(lambda number: protocol.Progress(id=number, mount=mount), limit_s=limit_s)

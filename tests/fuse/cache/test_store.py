@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -67,6 +68,23 @@ def test_the_owner_reopens_its_read_only_files_without_privileges(tmp_path: Path
     _, status = os.waitpid(pid, 0)
 
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_blob_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step fails, as on a disk that becomes full or read-only: no descriptor is kept, and no file."""
+    store = CacheStore(tmp_path)
+    data, index = store.paths(KEY)
+
+    def fails(_self: Path, _target: Path) -> None:
+        raise OSError(errno.ENOSPC, "as the test says")
+
+    before = sorted(Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="as the test says"):
+        store.open(KEY)
+
+    assert before == sorted(Path("/proc/self/fd").iterdir())
+    assert [] == [*data.parent.iterdir(), *index.parent.iterdir()]
 
 
 @pytest.mark.parametrize("damage", ["index-gone", "index-empty", "data-gone", "data-short", "other-digest", "rejected"])
