@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from fuse import tracing, wire
+from fuse import threads, tracing, wire
 from fuse.artifact import profile
 from fuse.artifact.digest import Digest
 from fuse.artifact.manifest import Manifest
@@ -327,7 +327,12 @@ class Connection(threading.Thread):
                 with self._lock:
                     self._long.pop(message.id, None)
 
-        threading.Thread(target=work, name=f"request-{message.id}", daemon=True).start()
+        if not threads.begin(threading.Thread(target=work, name=f"request-{message.id}", daemon=True)):
+            with self._lock:
+                del self._long[message.id]
+            raise Unavailable(
+                "no thread can be started for it", fix="raise the node's limit of processes, or try again"
+            )
 
     def _serve_long(
         self,

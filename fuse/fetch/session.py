@@ -19,8 +19,9 @@ from typing import Final, Protocol
 
 import structlog
 
-from fuse import wire
+from fuse import threads, wire
 from fuse.artifact.profile import Runs
+from fuse.errors import Unavailable
 from fuse.fetch import protocol
 from fuse.fetch.engine import PRIORITIES, Engine
 from fuse.fetch.mounts import Mount
@@ -68,8 +69,13 @@ class Session:
         self._reader = threading.Thread(target=self._read, name=f"session-{mount.name}", daemon=True)
 
     def start(self) -> None:
+        """Raises Unavailable, and has hung up then."""
         self.tell_order()
-        self._reader.start()
+        if not threads.begin(self._reader):
+            self._end()
+            raise Unavailable(
+                "no thread can be started to serve the mount", fix="raise the node's limit of processes, or try again"
+            )
 
     def tell_order(self) -> None:
         """The order of the mount's artifact may be another one now."""
@@ -82,7 +88,8 @@ class Session:
 
     def join(self, limit_s: float | None = None) -> None:
         """Waits until what the worker had said before it went is done."""
-        self._reader.join(limit_s)
+        if self._reader.ident is not None:
+            self._reader.join(limit_s)
 
     # ---- answers ----
 
@@ -106,8 +113,11 @@ class Session:
 
     def _wake_writer(self) -> None:
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write, name=f"answers-{self._mount.name}", daemon=True)
-            self._writer.start()
+            writer = threading.Thread(target=self._write, name=f"answers-{self._mount.name}", daemon=True)
+            if not threads.begin(writer):
+                self._channel.hang_up()  # the worker asks for everything again
+                return
+            self._writer = writer
         self._state.notify()
 
     def send(self, message: protocol.ToWorker, fds: Sequence[int] = ()) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from fuse import tracing, wire
+from fuse import threads, tracing, wire
 from fuse.artifact.profile import MAX_PROFILE_BYTES
 from fuse.errors import Cancelled, InvalidConfig, InvalidRequest, NotFound, Unavailable, from_fault
 from fuse.fetch import protocol
@@ -98,7 +98,10 @@ class Connection:
             self._channel.close()
             raise
         self._reader = threading.Thread(target=self._read, name="fetcher", daemon=True)
-        self._reader.start()
+        if not threads.begin(self._reader):
+            self._channel.close()
+            os.close(self._pidfd)
+            raise Unavailable("no thread can be started to speak with the fetcher", where=str(path))
         try:
             self.pid = self._greet()
         except Unavailable as error:

@@ -41,6 +41,8 @@ REPAIRS: Final = 3
 DISK_THREADS: Final = 16
 LENT_READS: Final = 16
 """How many reads at a time hold blocks of a cache that takes nothing: each up to two blocks, which it delivers as they are."""
+_NO_THREAD: Final = "can't start new thread"
+_AGAIN_S: Final = 0.1
 _SHIFT: Final = BLOCK_BYTES.bit_length() - 1
 
 Content = bytes | bytearray | memoryview
@@ -226,7 +228,18 @@ class Reader:
                     loans |= await session.wait_blocks(state.index, joined(absent), keeps=lent)
                 # Look again: what has come may have been lost by a fetcher that died since.
                 continue
-            damaged = await trio.to_thread.run_sync(_load, state, position, length, loans, deliver, limiter=self._disk)
+            try:
+                damaged = await trio.to_thread.run_sync(
+                    _load, state, position, length, loans, deliver, limiter=self._disk
+                )
+            except RuntimeError as error:
+                if _NO_THREAD not in str(error):
+                    raise
+                # A limit of processes is reached: no reason to fail a read.
+                _log.warning("read_put_off", reason=_NO_THREAD)
+                with _Waiting(self._own, self._clock):
+                    await trio.sleep(_AGAIN_S)
+                continue
             if damaged is None:
                 self._served.note(state, position, length)
                 return True

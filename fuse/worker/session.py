@@ -161,8 +161,8 @@ class Session:
 
     def _begin(self, read: Read) -> None:
         scope = trio.CancelScope()
-        # Known already where the kernel was asked twice to send again what is not answered. Both are answered, for it takes nothing
-        # as the answer to the first from when it has queued the second.
+        # Known already where the kernel was asked twice to send again what is not answered. Both are answered: from when it has
+        # queued the second it takes no answer to the first.
         self._waiting[read.unique] = (read, scope)
         self._nursery.start_soon(self._answer, read, scope)
         if read.unique in self._early:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,18 @@ def test_more_blobs_than_descriptors_are_read_all_the_same(tmp_path: Path) -> No
             assert trouble is not None
             assert "RLIMIT_NOFILE" in trouble.fix
             assert fetcher.process.poll() is None
+
+
+def test_administrators_beyond_all_descriptors_wait(tmp_path: Path) -> None:
+    """Nobody's connection ends the fetcher, which others use: who finds no room is served when there is some."""
+    path = tmp_path / "cache" / protocol.SOCKET_NAME
+    with FetcherProcess(tmp_path / "cache", files=64) as fetcher, fetcher.connect() as admin:
+        open_files = Path(f"/proc/{fetcher.process.pid}/fd")
+        with ExitStack() as crowd:
+            for _ in range(60):
+                crowd.enter_context(wire.connect(path))
+            wait_until(lambda: len(list(open_files.iterdir())) == 64, "all descriptors to be used")
+            assert admin.ask(protocol.Hello).pid == fetcher.process.pid
+        with fetcher.connect() as another:
+            assert another.ask(protocol.Hello).pid == fetcher.process.pid
+        assert fetcher.process.poll() is None
