@@ -9,7 +9,7 @@ the cache takes nothing, is memory from when it comes until it is delivered: so 
 (`LENT_READS`).
 
 The files of a blob may be replaced or set aside while threads read them: they are borrowed for as long as bytes are on their way
-(`fuse.worker.session_client.BlobState`). Must not know pyfuse3 or errno.
+(`fuse.worker.blobstate`). Must not know pyfuse3 or errno.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from fuse.filesystem.tree import Tree
 from fuse.prefetch.beginnings import Beginnings
 from fuse.prefetch.streams import MAX_WINDOW_BYTES, BothWays
 from fuse.prefetch.touches import Touches
+from fuse.worker.blobstate import BlobState
 from fuse.worker.served import Served
-from fuse.worker.session_client import BlobState, FetchSession
+from fuse.worker.session_client import FetchSession
 from fuse.worker.waiters import joined
 
 MAX_READ_BYTES: Final = BLOCK_BYTES
