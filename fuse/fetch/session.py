@@ -29,6 +29,9 @@ from fuse.fetch.mounts import Mount
 _MOST_WAITING: Final = 16384
 _MOST_LOANS: Final = 16
 """Blocks in memory that a worker has been sent and has not taken; its reads ask for a few at a time."""
+_OPENINGS: Final = 2
+"""Of every blob of a mount, so many answers may wait with the files that were asked for."""
+_FDS_A_BLOB: Final = 2
 _COME_BACK_S: Final = 0.02
 _FULL: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS))
 
@@ -59,6 +62,8 @@ class Session:
         self._channel: wire.Channel[protocol.FromWorker] = wire.Channel(sock, protocol.FromWorker)
         self._state = threading.Condition(threading.Lock())
         self._waiting: deque[tuple[protocol.ToWorker, tuple[int, ...]]] = deque()
+        self._waiting_fds = 0
+        self._most_fds = _MOST_LOANS + _OPENINGS * _FDS_A_BLOB * len(mount.blobs)
         self._loans = 0
         """Sent since the worker was known to have taken everything."""
         self._coming_back = False
@@ -144,7 +149,8 @@ class Session:
             self._waiting[-1] = (both, ())
             return
         self._waiting.append((message, fds))
-        if len(self._waiting) > _MOST_WAITING:
+        self._waiting_fds += len(fds)
+        if len(self._waiting) > _MOST_WAITING or self._waiting_fds > self._most_fds:
             _log.warning("session_overrun", mount=self._mount.name)
             self._channel.hang_up()
 
@@ -174,6 +180,7 @@ class Session:
                     message = None
                 else:
                     message, fds = self._waiting.popleft()
+                    self._waiting_fds -= len(fds)
                     self._writer_busy = True
             if message is None:
                 if drained:

@@ -96,6 +96,27 @@ def test_more_blobs_than_descriptors_are_read_all_the_same(tmp_path: Path) -> No
             assert fetcher.process.poll() is None
 
 
+def test_a_worker_that_only_opens_takes_not_all_descriptors(tmp_path: Path) -> None:
+    """It asks for a blob's files again and again, and takes none: it is hung up on, and nothing stays open for it."""
+    (tmp_path / "c").mkdir()
+    with FaultyRegistry() as registry:
+        registry.add_blob(CONTENT)
+        rig = Rig(tmp_path / "c", registry)
+        mount = rig.engine.attach("m", [BlobKey(DIGEST, len(CONTENT), SCOPE)])
+        rig.mounts.append(mount)
+        ours, theirs = wire.pair()
+        served = Session(rig.engine, mount, theirs)
+        served.start()
+        hung_up = pytest.raises(OSError, match="Broken pipe")
+        with wire.Channel[protocol.ToWorker](ours, protocol.ToWorker) as channel, hung_up:
+            for _ in range(100_000):
+                channel.send(protocol.Open(blob=0))
+        served.join(10)
+        assert not mount.ports
+        assert served._waiting_fds <= served._most_fds + 2
+        rig.close()
+
+
 def test_administrators_beyond_all_descriptors_wait(tmp_path: Path) -> None:
     """Nobody's connection ends the fetcher, which others use: who finds no room is served when there is some."""
     path = tmp_path / "cache" / protocol.SOCKET_NAME
