@@ -133,6 +133,8 @@ class ControlServer:
                     self._answer(channel, request)
             except (OSError, ValueError) as error:
                 _log.warning("control_failed", error=str(error))
+            except Exception:  # noqa: BLE001  (the edge of a thread)
+                _log.exception("control_broken")
 
     def _answer(self, channel: wire.Channel[Request], request: Request) -> None:
         ending = False
