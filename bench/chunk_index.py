@@ -19,10 +19,11 @@ from bench.workshop import workshop
 from fuse.artifact.chunks import CHUNK_BYTES, BlobHasher, ChunkDigests
 from fuse.artifact.digest import Digest
 from fuse.artifact.reference import Reference
-from fuse.cache.store import BlobKey, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
 from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.transfer import Lanes
 from fuse.fetch.verify import Verifier

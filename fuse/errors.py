@@ -10,9 +10,12 @@ those two tables.
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import msgspec
+
+MOST_CHARACTERS: Final = 4000
+"""Of each text of a fault: what strangers wrote may be quoted in it, and it has to fit into a message between processes."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +62,7 @@ class WeightlessError(Exception):
         return copied
 
     def to_fault(self) -> Fault:
-        return Fault(kind=self.kind, what=self.what, where=self.where, fix=self.fix)
+        return Fault(kind=self.kind, what=_cut(self.what), where=_cut(self.where), fix=_cut(self.fix))
 
 
 class InvalidReference(WeightlessError):
@@ -221,6 +224,10 @@ class Missing(WeightlessError):
 
     kind = "missing"
     usual_fix = "install or permit what is named here"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else text[: MOST_CHARACTERS - 1] + "…"
 
 
 def every_error() -> dict[str, type[WeightlessError]]:

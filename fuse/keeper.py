@@ -130,12 +130,14 @@ class Revival:
     def start(self) -> int | None:
         """Its process id; None when it cannot be started, which is tried again."""
         self.due, self._since = None, time.monotonic()
-        # Out of the way of the numbers that they are going to have.
-        copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + MAX_FDS) for fd in self._fds[1:]]
+        copies: list[int] = []
         actions: list[tuple[object, ...]] = []
         actions += [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
-        actions += [(os.POSIX_SPAWN_DUP2, copy, number) for number, copy in enumerate(copies, 3)]
         try:
+            for number, fd in enumerate(self._fds[1:], 3):
+                # Out of the way of the numbers that they are going to have.
+                copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + MAX_FDS))
+                actions.append((os.POSIX_SPAWN_DUP2, copies[-1], number))
             return os.posix_spawn(
                 self._argv[0],
                 self._argv,
@@ -194,7 +196,12 @@ class Keeper:
             return left_s
         pid = revival.start()
         if pid is not None:
-            self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+            try:
+                self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+            except (
+                OSError
+            ):  # no descriptors: if it does not come, another is started; of two, one finds the other's lock
+                revival.lost()
         return 0.0 if revival.due is not None else None
 
     def _reap(self, pidfd: int, pid: int) -> None:

@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ values travel as a sealed memfd."""
 MAX_FDS = 8
 
 In = TypeVar("In")
+_StructT = TypeVar("_StructT", bound=msgspec.Struct)
 
 
 class Channel(Generic[In]):
@@ -63,13 +64,13 @@ class Channel(Generic[In]):
         Raises msgspec.ValidationError (a ValueError) for a message that is not of the union; descriptors are closed then.
         """
         try:
-            packet, fds, _, _ = socket.recv_fds(self.sock, MAX_MESSAGE_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+            packet, fds = receive(self.sock, MAX_MESSAGE_BYTES, MAX_FDS)
         except ConnectionResetError:
             return None
         if not packet:
             return None
         try:
-            return self._decoder.decode(packet), list(fds)
+            return self._decoder.decode(packet), fds
         except BaseException:
             close_all(fds)
             raise
@@ -93,6 +94,27 @@ def encode(message: msgspec.Struct) -> bytes:
     if len(packet) > MAX_MESSAGE_BYTES:
         raise ValueError(f"message of {len(packet)} bytes exceeds {MAX_MESSAGE_BYTES}")
     return packet
+
+
+def portions(found: Iterable[_StructT], most_bytes: int = MAX_MESSAGE_BYTES - 4096) -> Iterator[tuple[_StructT, ...]]:
+    """What is too much for one message: so many at a time as one has room for. At least one portion, which may be empty."""
+    portion: list[_StructT] = []
+    taken = 0
+    for one in found:
+        length = len(msgspec.json.encode(one)) + 1
+        if portion and taken + length > most_bytes:
+            yield tuple(portion)
+            portion, taken = [], 0
+        portion.append(one)
+        taken += length
+    yield tuple(portion)
+
+
+def receive(sock: socket.socket, most_bytes: int, most_fds: int) -> tuple[bytes, list[int]]:
+    """One packet, empty at the end, and the descriptors beside it: close-on-exec, as recv_fds before Python 3.12 is not."""
+    space = socket.CMSG_LEN(most_fds * array.array("i").itemsize)
+    packet, ancillary, _, _ = sock.recvmsg(most_bytes, space, socket.MSG_CMSG_CLOEXEC)
+    return packet, fds_of(ancillary)
 
 
 def rights(fds: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:

@@ -27,6 +27,8 @@ INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
 MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 """What distribution-spec lets a registry refuse, and what containerd reads at most."""
 MAX_LAYERS: Final = 10_000
+MAX_TYPE_CHARACTERS: Final = 255
+"""Of a media type, as RFC 6838 has it (127 before the slash and behind it): it goes into messages, tables and attributes."""
 MAX_BLOB_BYTES: Final = 1 << 42
 """4 TiB, above any layer of a model. What is claimed costs disk and memory before a byte comes: 8 bytes of index a MiB."""
 MAX_ARTIFACT_BYTES: Final = 1 << 44
@@ -122,6 +124,7 @@ def parse(content: bytes, *, content_type: str, digest: Digest) -> Manifest | In
             raise _unknown_kind(content_type or "no media type", where) from None
         fix = "see that this host is a registry, with no login page or proxy in between; else pack and push the artifact again"
         raise InvalidArtifact(f"not a manifest in JSON: {error}", where=where, fix=fix) from error
+    _check_type(document.artifact_type, where)
     media_type = _media_type(document, content_type, where)
     if document.schema_version != 2:
         raise NotAModel(f"schemaVersion is {document.schema_version}, not 2", where=where, fix="push it again as OCI")
@@ -188,6 +191,11 @@ def _unknown_kind(media_type: str, where: str) -> NotAModel:
     )
 
 
+def _check_type(media_type: str | None, where: str) -> None:
+    if media_type is not None and len(media_type) > MAX_TYPE_CHARACTERS:
+        raise InvalidArtifact(f"a media type of {len(media_type)} characters, {media_type[:40]!r}…", where=where)
+
+
 def _descriptors(found: list[_Descriptor] | None, where: str) -> tuple[Descriptor, ...]:
     if found is not None and len(found) > MAX_LAYERS:
         raise InvalidArtifact(f"{len(found)} entries, more than the {MAX_LAYERS} that are read", where=where)
@@ -197,6 +205,8 @@ def _descriptors(found: list[_Descriptor] | None, where: str) -> tuple[Descripto
 def _descriptor(found: _Descriptor, where: str) -> Descriptor:
     if not 0 <= found.size <= MAX_BLOB_BYTES:
         raise InvalidArtifact(f"an impossible size, {found.size} bytes, for {found.digest[:160]!r}", where=where)
+    _check_type(found.media_type, where)
+    _check_type(found.artifact_type, where)
     try:
         digest = Digest.parse(found.digest)
     except InvalidArtifact as error:

@@ -32,6 +32,9 @@ FIRST_WINDOW: Final = 64 * 1024
 MAX_WINDOW: Final = 4 * 1024 * 1024
 _CACHE_BLOCK: Final = 1024 * 1024
 
+_SPARSE: Final = "GNU.sparse."
+_UNDERSTOOD: Final = frozenset({"path", "linkpath", "size", "mtime"})
+"""Records of PAX headers; no others are kept, since global ones hold for all that follows and have no end."""
 _FILE_TYPES: Final = (b"0", b"\0", b"7")
 _NOT_FILES: Final = {
     b"3": "a character device",
@@ -162,9 +165,13 @@ class _Walk:
                 raise self._invalid(f"bad header at offset {offset}: {error}") from None
             # A record without a value takes back one that was said globally (POSIX).
             into = self._global_pax if header.type == b"g" else extensions.pax
-            into.update(records)
-            for key in [key for key, value in records.items() if not value]:
-                del into[key]
+            for key, value in records.items():
+                if key.startswith(_SPARSE):
+                    into[_SPARSE] = b""
+                elif key in _UNDERSTOOD and value:
+                    into[key] = value
+                elif key in _UNDERSTOOD:
+                    into.pop(key, None)
 
     def _member(self, header: Header, offset: int, extensions: _Extensions) -> int:
         """Notes the member whose data would start at `offset`; answers how many bytes of data follow."""
@@ -176,7 +183,7 @@ class _Walk:
             raise self._invalid(f"bad header at offset {offset - BLOCK}: {error}") from None
         name = self._decoded(pax.get("path") or extensions.name or header.name)
         link = self._decoded(pax.get("linkpath") or extensions.link or header.link)
-        if any(key.startswith("GNU.sparse.") for key in pax):
+        if _SPARSE in pax:
             raise self._refused(name, _NOT_FILES[b"S"])
         if header.type == b"V":
             return _padded(size)
@@ -187,21 +194,23 @@ class _Walk:
             return 0
         if header.type in _FILE_TYPES:
             if size > self._window.size - offset:
-                raise self._invalid(f"{name!a} is said to have {size} bytes, but the archive ends before")
+                raise self._invalid(f"{name[:120]!a} is said to have {size} bytes, but the archive ends before")
             self._note(Member(path, "f", mode, mtime_ns, offset if size else 0, size))
             return _padded(size)
         # Links have no data, whatever their size says: some writers copy the size of the file that a hard link names.
         if header.type == b"1":
             target = self._members.get(clean_path(link, where=self._where, allow_root=True))
             if target is None or target.kind == "d":
-                raise self._invalid(f"{name!a} is a hard link to {link!a}, which is no file before it in the archive")
+                raise self._invalid(
+                    f"{name[:120]!a} is a hard link to {link[:120]!a}, which is no file before it in the archive"
+                )
             self._note(
                 Member(path, target.kind, target.mode, target.mtime_ns, target.offset, target.size, target.target)
             )
             return 0
         if header.type == b"2":
             if not link or "\0" in link or len(link.encode()) >= MAX_PATH_BYTES:
-                raise self._invalid(f"{name!a} is a symbolic link without a usable target")
+                raise self._invalid(f"{name[:120]!a} is a symbolic link without a usable target")
             self._note(Member(path, "l", 0o777, mtime_ns, target=link))
             return 0
         raise self._refused(name, _NOT_FILES.get(header.type, f"of the unknown type {header.type!r}"))
@@ -226,7 +235,7 @@ class _Walk:
             raise self._invalid(f"the name {name[:120]!r} is not UTF-8") from None
 
     def _refused(self, name: str, what: str) -> InvalidArtifact:
-        return self._invalid(f"{name!a} is {what}; files, directories and links are what a model may hold")
+        return self._invalid(f"{name[:120]!a} is {what}; files, directories and links are what a model may hold")
 
     def _invalid(self, what: str) -> InvalidArtifact:
         return InvalidArtifact(f"not a usable tar: {what}", where=self._where, fix="pack and push this layer again")

@@ -18,6 +18,9 @@ from fuse.filesystem.table import View
 
 MAX_PATTERNS: Final = 256
 MAX_PATTERN_CHARACTERS: Final = 1024
+MAX_WORK: Final = 30_000_000
+"""What matching an artifact may take, in parts of patterns that are compared with names: some ten seconds, twenty patterns for
+100,000 files that lie five directories deep."""
 PATTERNS: Final = "patterns of files to exclude"
 
 # By name, for tools disagree about layer types. Indexes of shards go with their shards: without them they only mislead loaders.
@@ -40,6 +43,7 @@ WEIGHTS: Final = (
 _NOT_WEIGHTS: Final = frozenset({"training_args.bin"})
 _WEIGHTS: Final = re.compile("|".join(fnmatch.translate(pattern) for pattern in WEIGHTS))
 _ANY: Final = None
+_ORDINARY_CHARACTERS: Final = 64
 
 
 def is_weight(path: str) -> bool:
@@ -54,6 +58,8 @@ class _Pattern:
     """A name each; None stands for `**`."""
     excludes: bool
     directories_only: bool
+    work: int
+    """What comparing it with one name takes at most, in parts of ordinary length."""
 
     def matches(self, names: Sequence[str], *, is_directory: bool) -> bool:
         """Whether the pattern names this path or a directory above it."""
@@ -88,7 +94,7 @@ class _Pattern:
 
 
 class Filter:
-    """A view made ready. Raises InvalidRequest, naming the pattern that is none."""
+    """A view made ready, for one artifact. Raises InvalidRequest, naming the pattern that is none."""
 
     def __init__(self, view: View) -> None:
         if len(view.exclude) > MAX_PATTERNS:
@@ -99,9 +105,19 @@ class Filter:
         self._patterns = [pattern for text in view.exclude if (pattern := _compiled(text)) is not None]
         # The last match wins: look from the end.
         self._patterns.reverse()
+        self._work_a_name = sum(pattern.work for pattern in self._patterns)
+        self._work = 0
 
     def hides(self, path: str, *, is_directory: bool = False) -> bool:
+        """Raises InvalidRequest when so many patterns were compared with so many names that it takes too long."""
         names = path.split("/")
+        self._work += self._work_a_name * len(names)
+        if self._work > MAX_WORK:
+            raise InvalidRequest(
+                "comparing them with all files of the artifact takes too long",
+                where=PATTERNS,
+                fix="use fewer, shorter patterns",
+            )
         for pattern in self._patterns:
             if pattern.matches(names, is_directory=is_directory):
                 return pattern.excludes
@@ -131,7 +147,7 @@ def _compiled(text: str) -> _Pattern | None:
             compiled.append(_name_pattern(part, text))
         elif not compiled or compiled[-1] is not _ANY:
             compiled.append(_ANY)
-    return _Pattern(tuple(compiled), excludes, directories_only)
+    return _Pattern(tuple(compiled), excludes, directories_only, len(compiled) + len(text) // _ORDINARY_CHARACTERS)
 
 
 def _name_pattern(part: str, text: str) -> re.Pattern[str]:

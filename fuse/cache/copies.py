@@ -24,15 +24,16 @@ import msgspec
 from fuse.artifact.digest import Digest
 from fuse.cache import index as block_index
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, VERIFIED, IndexWriter
+from fuse.cache.keys import BlobKey, scope_of_copies
 from fuse.cache.objects import ObjectStore, sync_directory
-from fuse.cache.store import UNFINISHED, BlobKey, CacheStore, scope_of_copies
+from fuse.cache.store import UNFINISHED, CacheStore
 from fuse.cache.writeback import write_out
 
 KIND: Final = "copies"
 """Of objects."""
 _ALGORITHM: Final = "sha256"
 _WRITE_BYTES: Final = 128 * 1024
-"""As in `fuse.cache.store`."""
+"""As in `fuse.cache.writer`."""
 
 
 class _Known(msgspec.Struct, frozen=True, kw_only=True):

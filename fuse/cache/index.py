@@ -174,6 +174,13 @@ class IndexReader:
                 first += 1
         return end
 
+    def present(self) -> Iterator[int]:
+        """The blocks that are there."""
+        end = 0
+        while (first := self.first_present(end, self.blocks)) < self.blocks:
+            end = self.first_absent(first, self.blocks)
+            yield from range(first, end)
+
     def missing(self, first: int, count: int) -> Iterator[tuple[int, int]]:
         """The runs (first, count) of absent blocks in a range."""
         end = min(first + count, self.blocks)

@@ -1,10 +1,7 @@
-"""The blobs on disk: where they lie, how they are made, found again, set aside and removed.
+"""The blobs on disk: how they are made, found again, set aside and removed.
 
-Layout below the root (version 1): `version`; `blobs/<algorithm>/<hex>.<size>.<scope>.data` and `.index`, the size being what
-some manifest claimed, so that a lie about it harms only its own mount, and the scope standing for the registry that the bytes
-come from, so that they are served to nobody else; `quarantine/` with what did not match its digest; `objects/`
-(`fuse.cache.objects`). Files are 0444 in directories of 0700. A pair is there when its index is: that is renamed into place
-last. Whole blobs are removed by unlinking, never by punching holes: a reader that has one open keeps its bytes.
+Files are 0444 in directories of 0700. A pair of data and index is there when its index is: that is renamed into place last. Whole
+blobs are removed by unlinking, never by punching holes: a reader that has one open keeps its bytes.
 
 Written by one process (the fetcher, under its lock). Methods are safe for many threads as long as no two make or remove the
 same blob at once, which the fetcher's engine sees to.
@@ -12,84 +9,29 @@ same blob at once, which the fetcher's engine sees to.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import structlog
 
-from fuse.artifact.digest import Digest
 from fuse.cache import index as block_index
+from fuse.cache import layout
 from fuse.cache.index import REJECTED, VERIFIED, IndexReader, IndexWriter
+from fuse.cache.keys import ALGORITHMS, BlobKey, paths
 from fuse.cache.objects import ObjectStore
 from fuse.cache.quota import Candidate, Disk
 from fuse.cache.writeback import Writeback
-from fuse.errors import Corrupt, InvalidArtifact, InvalidConfig
+from fuse.cache.writer import BlobWriter
+from fuse.errors import Corrupt, InvalidArtifact
 
-VERSION: Final = 1
-_WRITE_BYTES: Final = 128 * 1024
-"""At once. Larger writes make file systems take larger folios (ext4: up to 2 MiB), which come from memory that nobody has used
-yet: measured in a virtual machine, 1 MiB a call wrote 0.8 to 1.7 GB/s, 128 KiB 5.3 GB/s."""
-_SCOPE: Final = re.compile(r"[0-9a-f]{32}")
-_COPIES: Final = "00000000"
-"""How scopes of copies begin. A registry whose own does so by chance, one in four billion, has its blobs evicted first."""
 UNFINISHED: Final = ".copy."
 """How the names of copies begin while they are being made; as all names with a dot, swept at the start."""
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BlobKey:
-    """What names a blob in the cache: what it is said to be, and by whom.
-
-    A digest proves nothing of a range before the whole blob is there, and anybody may run a registry that calls any digest its
-    own: it must neither put bytes into others' mounts nor open what others fetched. So the same digest from two registries is two
-    blobs. Within one registry a digest is one: that registry decides who may pull it.
-    """
-
-    digest: Digest
-    size: int
-    scope: str
-    """`scope_of` the registry that it is fetched from."""
-
-    def __str__(self) -> str:
-        return f"{self.digest}.{self.size}.{self.scope}"
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether it is a part of another blob, copied out of it (`fuse.cache.copies`), which no registry has."""
-        return self.scope.startswith(_COPIES)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Raises ValueError or InvalidArtifact."""
-        digest, size, scope = text.split(".")
-        if not _SCOPE.fullmatch(scope):
-            raise ValueError(f"not the scope of a blob: {scope!r}")
-        return cls(Digest.parse(digest), int(size), scope)
-
-
-def scope_of(registry: str) -> str:
-    """Stands for a registry (its host) in a `BlobKey`. Long enough that nobody finds another one with it."""
-    return hashlib.sha256(registry.encode()).hexdigest()[:32]
-
-
-def scope_of_copies(scope: str) -> str:
-    """Of copies of parts of blobs of this scope: of its own, so that no registry can name one, and nobody fetches into it."""
-    return _COPIES + hashlib.sha256(f"copies of {scope}".encode()).hexdigest()[: 32 - len(_COPIES)]
-
-
-def paths(root: Path, key: BlobKey) -> tuple[Path, Path]:
-    """Where data and index of a blob lie in the cache directory `root`."""
-    base = root / "blobs" / key.digest.algorithm / str(key).partition(":")[2]
-    return base.with_name(base.name + ".data"), base.with_name(base.name + ".index")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,130 +44,6 @@ class StoredBlob:
     used_at: float
 
 
-class BlobWriter:
-    """The one writer of a blob: its data file and its index. Blocks may be written by several threads, each block by one."""
-
-    def __init__(
-        self,
-        key: BlobKey,
-        data_path: Path,
-        index_path: Path,
-        data_fd: int,
-        index: IndexWriter,
-        writeback: Writeback,
-    ) -> None:
-        self.key: Final = key
-        self.index: Final = index
-        self._data_path = data_path
-        self._index_path = index_path
-        self.fd: Final = data_fd
-        self._writeback = writeback
-        # The kernel lets one write into a file at a time, and spins while another is at it: waiting here costs no CPU.
-        self._writing = threading.Lock()
-
-    def write(self, block: int, content: memoryview) -> None:
-        """Writes a block's data; the caller publishes it afterwards. Raises OSError (ENOSPC, EDQUOT, EROFS, EIO)."""
-        offset = block * block_index.BLOCK_BYTES
-        written = 0
-        with self._writing:
-            while written < len(content):
-                written += os.pwrite(self.fd, content[written : written + _WRITE_BYTES], offset + written)
-        self._writeback.begin(self.fd, offset, written)
-
-    def read_into(self, block: int, buffer: memoryview) -> memoryview:
-        """The block's bytes in `buffer`; fewer than expected where the file ends early. Raises OSError."""
-        length = block_index.block_length(self.key.size, block)
-        got = os.preadv(self.fd, [buffer[:length]], block * block_index.BLOCK_BYTES)
-        return buffer[:got]
-
-    def record(self, block: int, entry: int) -> None:
-        """Notes a block's entry on the disk, where the next start finds it; what cannot be noted is fetched again then."""
-        try:
-            self.index.record(block, entry)
-        except OSError as error:
-            _log.warning("block_not_recorded", digest=str(self.key.digest), block=block, error=str(error))
-
-    def record_proven(self, block: int, entry: int, proof: int) -> None:
-        """As `record`, for a block that the chunk index with the mark `proof` has proven."""
-        self.record(block, entry)
-        try:
-            self.index.record_mark(block, entry, proof)
-        except OSError as error:
-            _log.warning("mark_not_recorded", digest=str(self.key.digest), block=block, error=str(error))
-
-    def record_lost(self, runs: Sequence[tuple[int, int]]) -> None:
-        """As `record`, for runs (first, count) of blocks that were forgotten, and for the flags."""
-        if not runs:
-            return
-        try:
-            for first, count in runs:
-                self.index.record_absent(first, count)
-        except OSError as error:
-            _log.warning("loss_not_recorded", digest=str(self.key.digest), error=str(error))
-        self.record_flags()
-
-    def record_flags(self) -> None:
-        """As `record`, for the flags."""
-        try:
-            self.index.record_flags()
-        except OSError as error:
-            _log.warning("flags_not_recorded", digest=str(self.key.digest), error=str(error))
-
-    def block_is_sound(self, block: int, buffer: memoryview) -> bool:
-        """Whether the block is there and matches its checksum; its bytes are left in `buffer`."""
-        try:
-            content = self.read_into(block, buffer)
-        except OSError as error:
-            _log.warning("block_unreadable", digest=str(self.key.digest), block=block, error=str(error))
-            return False
-        return block_index.entry_of(content) == self.index[block]
-
-    def reader_fds(self) -> tuple[int, int]:
-        """Fresh read-only descriptors of data and index, for a reader. The caller owns them. Raises OSError."""
-        # By descriptor: the name may have been removed, or another blob may bear it by now.
-        data = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return data, self.index.reader_fd()
-        except BaseException:
-            os.close(data)
-            raise
-
-    def keep_marks(self) -> None:
-        """Makes room in the index for which blocks a chunk index has proven. Without, they are proven again after a restart."""
-        try:
-            self.index.open_marks()
-        except (OSError, Corrupt) as error:
-            _log.warning("marks_not_kept", digest=str(self.key.digest), error=str(error))
-
-    def written(self, unit_bytes: int) -> frozenset[int]:
-        """In units of so many bytes: where the data file is not a hole. Says nothing about what is there."""
-        found: set[int] = set()
-        end = 0
-        with suppress(OSError):  # ENXIO: nothing follows
-            while end < self.key.size:
-                start = os.lseek(self.fd, end, os.SEEK_DATA)
-                end = os.lseek(self.fd, start, os.SEEK_HOLE)
-                found.update(range(start // unit_bytes, -(-end // unit_bytes)))
-        return frozenset(found)
-
-    def sync(self) -> None:
-        """Waits until data and index are on the disk. Raises OSError."""
-        os.fsync(self.fd)
-        self.index.flush()
-
-    def touch(self) -> None:
-        """Notes that the blob is in use now."""
-        with suppress(OSError):
-            os.utime(self._index_path)
-
-    def disk_bytes(self) -> int:
-        return os.fstat(self.fd).st_blocks * 512
-
-    def close(self) -> None:
-        self.index.close()
-        os.close(self.fd)
-
-
 class CacheStore:
     """A cache directory."""
 
@@ -235,21 +53,13 @@ class CacheStore:
         self._blobs = root / "blobs"
         self._quarantine = root / "quarantine"
         self._writeback = Writeback()
-        self._make_layout()
+        layout.make(root)
         self.objects: Final = ObjectStore(root / "objects")
         self._remove_leftovers()
 
-    def _make_layout(self) -> None:
-        if not examine(self._root):
-            temporary = self._root / ".version"
-            temporary.write_text(f"{VERSION}\n")
-            temporary.replace(self._root / "version")
-        for directory in (self._blobs / "sha256", self._blobs / "sha512", self._quarantine):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-
     def _remove_leftovers(self) -> None:
         """What a killed process left half made: temporary files, and data without an index."""
-        for directory in (self._blobs / "sha256", self._blobs / "sha512"):
+        for directory in map(self.directory, ALGORITHMS):
             names = {entry.name for entry in os.scandir(directory)}
             for name in names:
                 if name.startswith(".") or (
@@ -287,7 +97,7 @@ class CacheStore:
         try:
             return self._create(key, data_path, index_path)
         except FileNotFoundError:
-            self._make_layout()  # somebody has emptied the cache directory under us
+            layout.make(self._root)  # somebody has emptied the cache directory under us
             return self._create(key, data_path, index_path)
 
     def _open_existing(self, key: BlobKey, data_path: Path, index_path: Path) -> BlobWriter:
@@ -301,31 +111,29 @@ class CacheStore:
         except BaseException:
             index.close()
             raise
-        return BlobWriter(key, data_path, index_path, data_fd, index, self._writeback)
+        return BlobWriter(key, index_path, data_fd, index, self._writeback)
 
     def _create(self, key: BlobKey, data_path: Path, index_path: Path) -> BlobWriter:
         temporary = index_path.with_name(f".{index_path.name}")
-        data_fd = os.open(data_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
-        try:
+        with ExitStack() as undo:
+            data_fd = os.open(data_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+            undo.callback(_unlink, data_path)
+            undo.callback(os.close, data_fd)
             os.fchmod(data_fd, 0o444)
             os.ftruncate(data_fd, key.size)
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+            _unlink(temporary)
             index_fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+            undo.callback(_unlink, temporary)
             try:
                 os.fchmod(index_fd, 0o444)
                 block_index.create(index_fd, key.digest, key.size)
                 index = IndexWriter(index_fd)
             finally:
                 os.close(index_fd)
+            undo.callback(index.close)
             temporary.replace(index_path)
-        except BaseException:
-            os.close(data_fd)
-            for path in (temporary, data_path):
-                with suppress(OSError):
-                    path.unlink()
-            raise
-        return BlobWriter(key, data_path, index_path, data_fd, index, self._writeback)
+            undo.pop_all()
+        return BlobWriter(key, index_path, data_fd, index, self._writeback)
 
     def remove(self, key: BlobKey) -> None:
         """Unlinks a blob, the index first: what is cut short here is swept at the next start."""
@@ -354,8 +162,8 @@ class CacheStore:
 
     def keys(self) -> Iterator[BlobKey]:
         """Every blob of which something is cached."""
-        for algorithm in ("sha256", "sha512"):
-            for entry in os.scandir(self._blobs / algorithm):
+        for algorithm in ALGORITHMS:
+            for entry in os.scandir(self.directory(algorithm)):
                 if entry.name.startswith(".") or not entry.name.endswith(".index"):
                     continue
                 with suppress(InvalidArtifact, ValueError):
@@ -450,42 +258,9 @@ class CacheStore:
         return Disk(total_bytes=status.f_blocks * status.f_frsize, free_bytes=status.f_bavail * status.f_frsize)
 
 
-def examine(root: Path) -> bool:
-    """Whether `root` is a cache of this version already; changes nothing.
-
-    Raises InvalidConfig when it is of another version, or holds things that are not ours.
-    """
-    where = str(root.resolve())
-    try:
-        text = (root / "version").read_text().strip()
-    except FileNotFoundError:
-        text = ""
-    if text.isdecimal():
-        if int(text) != VERSION:
-            raise InvalidConfig(
-                f"the cache is of version {text}, this program knows version {VERSION}",
-                where=where,
-                fix="use a newer weightless, or another --cache-dir",
-            )
-        return True
-    foreign = [entry.name for entry in os.scandir(root) if not _is_ours(entry.name)]
-    if foreign:
-        raise InvalidConfig(
-            f"the directory is no cache but holds other things ({min(foreign)!r})",
-            where=where,
-            fix="name an empty or new directory as the cache directory",
-        )
-    return False
-
-
-def _is_ours(name: str) -> bool:
-    return name.startswith(("fetcher.", ".version")) or name in (
-        "version",
-        "blobs",
-        "quarantine",
-        "objects",
-        "lost+found",
-    )
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _open_data(key: BlobKey, path: Path, index: IndexReader) -> int:

@@ -15,6 +15,8 @@ import threading
 from collections import deque
 from typing import Final
 
+from fuse import threads
+
 MOST_WAITING: Final = 256
 _SYNC_FILE_RANGE_WRITE: Final = 2
 """Begin to write the dirty pages of the range, and do not wait (sync_file_range(2))."""
@@ -45,9 +47,9 @@ class Writeback:
         self._news.release()
         if self._thread is None:
             with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="writeback", daemon=True)
-                    self._thread.start()
+                thread = threading.Thread(target=self._run, name="writeback", daemon=True)
+                if self._thread is None and threads.begin(thread):
+                    self._thread = thread
 
     def _run(self) -> None:
         while True:

@@ -26,8 +26,9 @@ from typing import Final
 import msgspec
 import structlog
 
-from fuse import logs, tracing, wire
-from fuse.cache.store import CacheStore, examine
+from fuse import logs, threads, tracing, wire
+from fuse.cache.layout import examine
+from fuse.cache.store import CacheStore
 from fuse.disk import unusable
 from fuse.errors import Conflict, InvalidRequest, Missing, WeightlessError
 from fuse.fetch import protocol, tally
@@ -44,6 +45,7 @@ from fuse.registry.transport import Transport
 
 LOCK_NAME: Final = "fetcher.lock"
 _FIRST_CONNECTION_S: Final = 30.0
+_AGAIN_S: Final = 0.1
 _BYE_S: Final = 2.0
 _BYE_TRACES_S: Final = 0.3
 _CHOICE: Final = "--cache-dir, or cache-dir in weightless.toml"
@@ -111,6 +113,10 @@ class Process:
                 sock, _ = self._listener.accept()
             except BlockingIOError:
                 return accepted
+            except OSError as error:  # no descriptors, for the moment
+                _log.error("administrator_not_accepted", error=str(error))
+                time.sleep(_AGAIN_S)
+                return accepted
             sock.setblocking(True)
             uid = wire.peer_uid(sock)
             if uid not in self._administrators:
@@ -120,7 +126,10 @@ class Process:
             connection = Connection(sock, self._engine, self._transport, self._proofs, self._copier, self._ended)
             with self._lock:
                 self._connections.add(connection)
-            connection.start()
+            if not threads.begin(connection):
+                sock.close()
+                self._ended(connection)
+                continue
             accepted = True
 
     def _ended(self, connection: Connection) -> None:

@@ -16,7 +16,7 @@ from fuse.fetch.blobs import BlobState
 from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.loans import Loans
 from fuse.fetch.mounts import Outbox, Port, deliver
-from fuse.fetch.queue import Priority, Run
+from fuse.fetch.runs import Priority, Run
 from fuse.fetch.shelf import Shelf
 from fuse.fetch.tally import Tally
 from fuse.fetch.trouble import end_trouble

@@ -17,7 +17,7 @@ from typing import Final
 
 from fuse.bucket import Bucket
 from fuse.fetch.blobs import BlobState
-from fuse.fetch.queue import Priority, Run
+from fuse.fetch.runs import Priority, Run
 
 _BURST_S: Final = 0.125
 """What may be caught up of time in which nobody drew: threads wake up late, and the rate is meant to be reached."""

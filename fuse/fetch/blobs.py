@@ -10,10 +10,11 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, Protocol
 
-from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests, chunk_count
+from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, VERIFIED, block_count
-from fuse.cache.store import BlobKey, BlobWriter
+from fuse.cache.keys import BlobKey
+from fuse.cache.writer import BlobWriter
 from fuse.errors import Corrupt, Fault, WeightlessError
 
 if TYPE_CHECKING:
@@ -196,7 +197,8 @@ class BlobState:
             return []
         index = writer.index
         lost: list[tuple[int, int]] = []
-        for chunk in range(chunk_count(self.size)):
+        # Not all there are: a blob of which little is there may claim terabytes, and everybody waits for the lock.
+        for chunk in sorted({*written, *(block // CHUNK_BLOCKS for block in index.present())}):
             first = chunk * CHUNK_BLOCKS
             blocks = range(first, min(first + CHUNK_BLOCKS, self.blocks))
             foreign = [block for block in blocks if not index.is_marked(block, chunks.mark)]

@@ -25,7 +25,8 @@ from fuse.bucket import Bucket
 from fuse.cache.blob import CachedBlob
 from fuse.cache.copies import Copies, CopyWriter
 from fuse.cache.index import BLOCK_BYTES, block_length, blocks_of
-from fuse.cache.store import BlobKey, CacheStore
+from fuse.cache.keys import BlobKey
+from fuse.cache.store import CacheStore
 from fuse.errors import Corrupt, WeightlessError
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.dispatch import Dispatcher

@@ -16,7 +16,8 @@ from fuse.fetch.blobs import BlobState
 from fuse.fetch.courtesy import Courtesy
 from fuse.fetch.pace import Pace
 from fuse.fetch.pressure import Pressure
-from fuse.fetch.queue import LEAST_BACKGROUND, RUN_LIMITS, Priority, Queue, Run
+from fuse.fetch.queue import LEAST_BACKGROUND, RUN_LIMITS, Queue
+from fuse.fetch.runs import Priority, Run
 from fuse.fetch.shares import Shares
 from fuse.fetch.sleepers import Sleepers
 from fuse.fetch.trouble import FOREVER

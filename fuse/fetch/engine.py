@@ -17,7 +17,8 @@ import structlog
 from fuse.artifact.chunks import ChunkDigests
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, CacheStore
+from fuse.cache.keys import BlobKey
+from fuse.cache.store import CacheStore
 from fuse.fetch import protocol, proving
 from fuse.fetch.arrivals import Arrivals
 from fuse.fetch.blobs import BlobState, Grant, Source
@@ -25,7 +26,7 @@ from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.loans import Loans
 from fuse.fetch.mounts import Mount, Outbox, Port, Sink, deliver
 from fuse.fetch.progress import progress_of
-from fuse.fetch.queue import Priority, Run
+from fuse.fetch.runs import Priority, Run
 from fuse.fetch.setbacks import Setbacks
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.shares import Shares

@@ -14,7 +14,8 @@ import msgspec
 from fuse.artifact.digest import Digest
 from fuse.cache.copies import Copies
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, StoredBlob
+from fuse.cache.keys import BlobKey
+from fuse.cache.store import StoredBlob
 from fuse.errors import CacheFailed, Cancelled, Conflict, NotFound
 from fuse.fetch import protocol
 from fuse.fetch.blobs import BlobState

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from fuse import threads
 from fuse.artifact import chunks
 from fuse.artifact.digest import Digest
 from fuse.artifact.manifest import Manifest
@@ -33,8 +34,8 @@ class Lookup:
         self._indexed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="referrers", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
+    def start(self) -> bool:
+        return threads.begin(self._thread)
 
     def wait(self, limit_s: float = WAIT_S, *, everything: bool = False) -> None:
         """Until the chunk index is known, or `everything`; or until it has taken too long."""
@@ -96,5 +97,4 @@ class Lookups:
         if not (indexes_due or profiles_due):
             return None
         lookup = Lookup(chunk_index if indexes_due else None, profile if profiles_due else None)
-        lookup.start()
-        return lookup
+        return lookup if lookup.start() else None

@@ -13,7 +13,7 @@ import structlog
 
 from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests
 from fuse.artifact.digest import Digest
-from fuse.cache.store import BlobWriter
+from fuse.cache.writer import BlobWriter
 from fuse.errors import WeightlessError
 from fuse.fetch import protocol
 from fuse.fetch.blobs import BlobState

@@ -19,9 +19,11 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from enum import IntEnum
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic
 
+from fuse.fetch.flight import Flight
+from fuse.fetch.holds import Holds
+from fuse.fetch.runs import NOBODY, B, Priority, Run, Wish, up
 from fuse.fetch.shares import Shares
 
 ALIGNED: Final = 4
@@ -35,111 +37,6 @@ MOST_WISHES: Final = 100_000
 """A mount of that many files may wish each of them in the background, and no more."""
 _LOOK: Final = 64
 """How many wishes are looked at to lengthen a run."""
-
-
-class Priority(IntEnum):
-    DEMAND = 0
-    READAHEAD = 1
-    BACKGROUND = 2
-
-
-class Blocks(Hashable, Protocol):
-    """A blob, as the queue sees it."""
-
-    @property
-    def blocks(self) -> int: ...
-
-    @property
-    def registry(self) -> Hashable:
-        """Stands for where it comes from: registries share the lanes."""
-        ...
-
-    @property
-    def indivisible(self) -> bool:
-        """Whether it is only fetched as a whole (it is verified before its first block is served)."""
-        ...
-
-    @property
-    def grain(self) -> int:
-        """Runs cover whole multiples of so many blocks. 1, or a divisor of ALIGNED; may change at any time."""
-        ...
-
-    def first_absent(self, first: int, end: int) -> int: ...
-
-    def first_present(self, first: int, end: int) -> int: ...
-
-
-B = TypeVar("B", bound=Blocks)
-
-
-class Wish(Generic[B]):
-    """Blocks [first, end) of a blob that somebody wants."""
-
-    __slots__ = ("blob", "end", "first", "owner", "priority")
-
-    def __init__(self, owner: Hashable, blob: B, first: int, end: int, priority: Priority) -> None:
-        self.owner = owner
-        self.blob = blob
-        self.first = first
-        self.end = end
-        self.priority = priority
-
-
-class Run(Generic[B]):
-    """Blocks [next, end) that one lane is fetching. `end` may shrink while it does.
-
-    Only the queue changes the fields, but for those that the dispatcher and the lane note of its way (`at_s`, `reading`,
-    `resting`, `waiting_bytes`).
-    """
-
-    __slots__ = (
-        "at_s",
-        "blob",
-        "end",
-        "first",
-        "next",
-        "owner",
-        "parked",
-        "priority",
-        "reading",
-        "resting",
-        "urgent",
-        "urgent_lane",
-        "waiting_bytes",
-        "whole",
-    )
-
-    def __init__(self, owner: Hashable, blob: B, first: int, end: int, priority: Priority) -> None:
-        self.owner = owner
-        self.blob = blob
-        self.first = first
-        self.next = first
-        self.end = end
-        self.priority = priority
-        self.urgent = priority is Priority.DEMAND
-        """A reader waits for one of its blocks."""
-        self.urgent_lane = False
-        """It is carried by a lane for urgent work."""
-        self.whole = False
-        """It streams the blob from its start, as the server knows no ranges: it covers every block until it ends."""
-        self.at_s = 0.0
-        """When its last block came, or it began: the dispatcher's clock."""
-        self.reading = False
-        """There is an answer: its lane is at the next block."""
-        self.resting = False
-        """Its lane leaves the link to readers: the socket's buffer is full or will be, and then nothing more comes."""
-        self.waiting_bytes: int | None = None
-        """What of the next block was there before the lane came for it; None: that says nothing of the link."""
-        self.parked: list[Wish[B]] = []
-
-    def covers(self, block: int) -> bool:
-        # An indivisible blob is covered until the run ends, also while its blocks are handed out one by one: a second run
-        # would stop where this one stands, and ask for a part of what is only good as a whole.
-        return self.whole or self.blob.indivisible or self.next <= block < self.end
-
-    def __repr__(self) -> str:
-        return f"<Run {self.first}:{self.next}:{self.end} {self.priority.name}>"
-
 
 Line = deque[Wish[B]]
 
@@ -157,10 +54,8 @@ class Queue(Generic[B]):
         self.background_trickles = False
         """While the link is the readers': one short background run at a time."""
         self._lines: tuple[dict[Hashable, Line[B]], ...] = ({}, {}, {})
-        self._runs: dict[B, list[Run[B]]] = {}
-        self._held: dict[B, tuple[float, list[Wish[B]]]] = {}
-        self._demand_runs = 0
-        self._background_runs = 0
+        self._flight: Flight[B] = Flight()
+        self._holds: Holds[B] = Holds()
 
     # ---- wishes ----
 
@@ -194,25 +89,22 @@ class Queue(Generic[B]):
         """Forgets all wishes of an owner; its runs end early unless somebody else waits for their blocks."""
         for line in self._lines:
             line.pop(owner, None)
-        for blob, (until, wishes) in list(self._held.items()):
-            self._held[blob] = (until, [wish for wish in wishes if wish.owner != owner])
-        for run in list(itertools.chain.from_iterable(self._runs.values())):
+        self._holds.keep(lambda wish: wish.owner != owner)
+        for run in list(self._flight):
             run.parked = [wish for wish in run.parked if wish.owner != owner]
             if run.owner == owner and run.whole and not run.parked:
-                run.owner, run.end = _NOBODY, run.next
+                run.owner, run.end = NOBODY, run.next
             elif run.owner == owner and not run.whole:
-                run.owner = _NOBODY
+                run.owner = NOBODY
                 if run.blob.indivisible:
                     continue  # a part of it is good for nothing, and it covers all of the blob until it ends
                 end = max([run.next + 1, *(wish.end for wish in run.parked)])
-                self._cut(run, _up(end, run.blob.grain), requeue=False)
+                self._cut(run, up(end, run.blob.grain), requeue=False)
 
     def forget(self, owner: Hashable, priority: Priority) -> None:
         """Forgets the owner's wishes of one priority, but for those that wait for a run."""
         self._lines[priority].pop(owner, None)
-        for blob, (until, wishes) in list(self._held.items()):
-            kept = [wish for wish in wishes if wish.owner != owner or wish.priority is not priority]
-            self._held[blob] = (until, kept)
+        self._holds.keep(lambda wish: wish.owner != owner or wish.priority is not priority)
 
     def drop_blob(self, blob: B, *, demand_only: bool) -> None:
         """Forgets the wishes for a blob that cannot be had; read-ahead and background may stay for a better day."""
@@ -226,34 +118,26 @@ class Queue(Generic[B]):
                 lines[owner] = deque(wish for wish in lines[owner] if kept(wish))
                 if not lines[owner]:
                     del lines[owner]
-        if blob in self._held:
-            until, wishes = self._held[blob]
-            self._held[blob] = (until, [wish for wish in wishes if kept(wish)])
-        for run in self._runs.get(blob, ()):
+        self._holds.keep(kept)
+        for run in self._flight.of(blob):
             run.parked = [wish for wish in run.parked if kept(wish)]
 
     # ---- holding a blob back ----
 
     def hold(self, blob: B, until: float) -> None:
         """Starts no run of the blob before `until`."""
-        _, wishes = self._held.get(blob, (0.0, []))
-        self._held[blob] = (until, wishes)
+        self._holds.hold(blob, until)
 
     def release(self, blob: B) -> None:
         """Ends a hold at once."""
-        _, wishes = self._held.pop(blob, (0.0, []))
-        self._requeue(wishes)
+        self._requeue(self._holds.release(blob))
 
     def held_until(self, blob: B) -> float | None:
-        held = self._held.get(blob)
-        return held[0] if held else None
+        return self._holds.until(blob)
 
     def due(self) -> float | None:
         """When the next hold with waiting wishes ends, or what was put off may start."""
-        ends = [until for until, wishes in self._held.values() if wishes]
-        if (put_off := self.shares.due()) is not None:
-            ends.append(put_off)
-        return min(ends, default=None)
+        return min((when for when in (self._holds.due(), self.shares.due()) if when is not None), default=None)
 
     # ---- runs ----
 
@@ -270,16 +154,16 @@ class Queue(Generic[B]):
         return bool(self._lines[Priority.BACKGROUND])
 
     def _may_start_background(self) -> bool:
-        return self._background_runs < (1 if self.background_trickles else self.background_runs_limit)
+        return self._flight.background < (1 if self.background_trickles else self.background_runs_limit)
 
     @property
     def running(self) -> bool:
         """Whether anything is in flight."""
-        return bool(self._runs)
+        return bool(self._flight)
 
     def next_run(self, now: float, *, urgent_only: bool) -> Run[B] | None:
         """The most urgent run, in flight from now on; None when there is nothing to do."""
-        for blob in [blob for blob, (until, _) in self._held.items() if until <= now]:
+        for blob in self._holds.over(now):
             self.release(blob)
         self.shares.end_pauses(now)
         served = 1 if self.only_demand else 2 if urgent_only or not self._may_start_background() else 3
@@ -298,9 +182,7 @@ class Queue(Generic[B]):
                 if run is not None:
                     run.urgent_lane = urgent_only
                     self.shares.begin(run.blob.registry, urgent_lane=urgent_only)
-                    self._runs.setdefault(run.blob, []).append(run)
-                    self._demand_runs += run.priority is Priority.DEMAND
-                    self._background_runs += run.priority is Priority.BACKGROUND
+                    self._flight.begin(run)
                     return run
         return None
 
@@ -313,7 +195,7 @@ class Queue(Generic[B]):
 
         False when another run does so already: then this one is to end, what it was for waits for the other.
         """
-        if any(other.whole for other in self._runs[run.blob]):
+        if any(other.whole for other in self._flight.of(run.blob)):
             return False
         if run.next > 0 or run.end < run.blob.blocks:
             # What it was started for is wished again, in case the stream ends before it comes there.
@@ -327,7 +209,7 @@ class Queue(Generic[B]):
 
         Not those that rest: they take nothing from the link any more, and what their sockets hold would be lost.
         """
-        for run in list(self.runs()):
+        for run in list(self._flight):
             if (
                 run.priority is not Priority.BACKGROUND
                 or run.urgent
@@ -336,7 +218,7 @@ class Queue(Generic[B]):
                 or run.blob.indivisible
             ):
                 continue
-            at = _up(run.next + run.reading, run.blob.grain)
+            at = up(run.next + run.reading, run.blob.grain)
             if run.end - at >= least_blocks and may_leave():
                 self._cut(run, at, requeue=True)
 
@@ -346,39 +228,33 @@ class Queue(Generic[B]):
 
     def finish(self, run: Run[B]) -> None:
         """The run has ended; what it has not brought is wished again, at the head of its line."""
-        runs = self._runs[run.blob]
-        runs.remove(run)
-        if not runs:
-            del self._runs[run.blob]
-        self._demand_runs -= run.priority is Priority.DEMAND
-        self._background_runs -= run.priority is Priority.BACKGROUND
+        self._flight.end(run)
         self.shares.end(run.blob.registry, urgent_lane=run.urgent_lane)
         rest = []
-        if run.next < run.end and run.owner is not _NOBODY and not run.whole:
+        if run.next < run.end and run.owner is not NOBODY and not run.whole:
             rest.append(Wish(run.owner, run.blob, run.next, run.end, run.priority))
         self._requeue([*rest, *run.parked])
         run.parked = []
 
     def in_flight(self, blob: B, block: int, *, besides: Run[B] | None = None) -> bool:
         """Whether some run (other than `besides`) is fetching the block."""
-        return any(run is not besides and run.covers(block) for run in self._runs.get(blob, ()))
+        return self._flight.covering(blob, block, besides=besides) is not None
 
     def should_yield(self, run: Run[B]) -> bool:
         """Whether a background run should leave the bandwidth to a reader that waits for another run."""
         return (
-            (self._demand_runs > 0 or bool(self._lines[0])) and not run.urgent and run.priority is Priority.BACKGROUND
+            (self._flight.demand > 0 or bool(self._lines[0])) and not run.urgent and run.priority is Priority.BACKGROUND
         )
 
     def runs(self) -> Iterator[Run[B]]:
-        return itertools.chain.from_iterable(self._runs.values())
+        return iter(self._flight)
 
     def wishes(self) -> Iterator[Wish[B]]:
         """Everything that is waiting, wherever it waits."""
         for lines in self._lines:
             yield from itertools.chain.from_iterable(lines.values())
-        for _, wishes in self._held.values():
-            yield from wishes
-        for run in self.runs():
+        yield from self._holds.wishes()
+        for run in self._flight:
             yield from run.parked
 
     # ---- inside ----
@@ -394,18 +270,18 @@ class Queue(Generic[B]):
         while line:
             wish = line[0]
             blob = wish.blob
-            if blob in self._held:
-                self._held[blob][1].append(line.popleft())
+            if blob in self._holds:
+                self._holds.add(line.popleft())
                 continue
             wish.first = blob.first_absent(wish.first, wish.end)
             if wish.first >= wish.end:
                 line.popleft()
                 continue
-            if (other := self._covering(blob, wish.first)) is not None:
+            if (other := self._flight.covering(blob, wish.first)) is not None:
                 self._park(wish, other, line)
                 continue
             first = wish.first // blob.grain * blob.grain
-            if (other := self._touching(blob, first)) is not None:
+            if (other := self._flight.touching(blob, first)) is not None:
                 other.parked.append(line.popleft())
                 continue
             end = self._reach(blob, wish.first, wish.end, self._limit(wish))
@@ -431,8 +307,8 @@ class Queue(Generic[B]):
         if end - first > limit:
             end = max(first + 1, (first + limit) // ALIGNED * ALIGNED)
         grain = blob.grain
-        end = min(_up(blob.first_present(first, end), grain), blob.blocks)
-        for other in self._runs.get(blob, ()):
+        end = min(up(blob.first_present(first, end), grain), blob.blocks)
+        for other in self._flight.of(blob):
             if first < other.next < end:
                 end = other.next // grain * grain
         return end
@@ -449,10 +325,10 @@ class Queue(Generic[B]):
             if wish.blob is blob and wish.end > end
         ]
         for wish in sorted(near, key=lambda wish: wish.first):
-            if wish.first <= end < wish.end and end - first < limit and not self._touching(blob, end):
+            if wish.first <= end < wish.end and end - first < limit and not self._flight.touching(blob, end):
                 end = self._reach(blob, first, wish.end, limit)
         if priority is Priority.READAHEAD and end % ALIGNED and self._comes_anyway(blob, end):
-            end = self._reach(blob, first, min(_up(end, ALIGNED), blob.blocks), limit)
+            end = self._reach(blob, first, min(up(end, ALIGNED), blob.blocks), limit)
         return end
 
     def _comes_anyway(self, blob: B, block: int) -> bool:
@@ -460,19 +336,6 @@ class Queue(Generic[B]):
         lines = self._lines[Priority.BACKGROUND].values()
         near = itertools.islice(itertools.chain.from_iterable(lines), _LOOK)
         return any(wish.blob is blob and wish.first <= block < wish.end for wish in near)
-
-    def _covering(self, blob: B, block: int) -> Run[B] | None:
-        for run in self._runs.get(blob, ()):
-            if run.covers(block):
-                return run
-        return None
-
-    def _touching(self, blob: B, first: int) -> Run[B] | None:
-        """A run that is fetching something of the unit at `first`: of one that was begun before the blob had its grain."""
-        for block in range(first, min(first + blob.grain, blob.blocks)):
-            if (run := self._covering(blob, block)) is not None:
-                return run
-        return None
 
     def _park(self, wish: Wish[B], run: Run[B], line: Line[B]) -> None:
         """Lets the part of the head of `line` that is in flight wait for its run; or cuts a run that is too far from it."""
@@ -491,7 +354,7 @@ class Queue(Generic[B]):
     def _cut(self, run: Run[B], end: int, *, requeue: bool) -> None:
         if end >= run.end:
             return
-        loose = [Wish(run.owner, run.blob, end, run.end, run.priority)] if requeue and run.owner is not _NOBODY else []
+        loose = [Wish(run.owner, run.blob, end, run.end, run.priority)] if requeue and run.owner is not NOBODY else []
         run.end = end
         stay: list[Wish[B]] = []
         for wish in run.parked:
@@ -504,11 +367,3 @@ class Queue(Generic[B]):
                 stay.append(wish)
         run.parked = stay
         self._requeue(loose)
-
-
-def _up(block: int, grain: int) -> int:
-    return -(-block // grain) * grain
-
-
-_NOBODY: Final = object()
-"""Owns the runs whose owner has gone."""

@@ -15,13 +15,13 @@ from fuse import wire
 from fuse.artifact.digest import Digest
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES, block_length, blocks_of
-from fuse.cache.store import BlobKey, scope_of
+from fuse.cache.keys import BlobKey, scope_of
 from fuse.errors import CacheFailed, Cancelled, Unavailable, WeightlessError, from_fault
 from fuse.fetch import protocol
 from fuse.fetch.blobs import Source
 from fuse.fetch.engine import Engine
 from fuse.fetch.mounts import Mount, Port
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 
 _TRIES: Final = 4
 """How often a block is read from a cache that does not keep it."""
@@ -39,9 +39,13 @@ class _Answers:
         self.loans: dict[int, int] = {}
         self.failure: WeightlessError | None = None
         self.stall: WeightlessError | None = None
+        self._closed = False
 
     def send(self, message: protocol.ToWorker, fds: Sequence[int] = ()) -> None:
         with self._condition:
+            if self._closed:  # a lane that had a block in its hands
+                wire.close_all(fds)
+                return
             match message:
                 case protocol.Opened():
                     self.opened = True
@@ -68,6 +72,8 @@ class _Answers:
             self._condition.notify_all()
 
     def close(self) -> None:
+        with self._condition:
+            self._closed = True
         wire.close_all(list(self.loans.values()))
         if self.files is not None:
             self.files.close()

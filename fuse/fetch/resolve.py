@@ -35,6 +35,7 @@ from fuse.artifact.offsets import RULES as OFFSET_RULES
 from fuse.artifact.offsets import OffsetMaps, fingerprint
 from fuse.artifact.reference import Reference
 from fuse.artifact.seams import BlobReader, ManifestContent, ManifestSource, ObjectStore
+from fuse.artifact.tar import MAX_PATHS_BYTES
 from fuse.artifact.view import Filter
 from fuse.errors import (
     Cancelled,
@@ -257,21 +258,17 @@ class _Resolving:
         for layer in manifest.layers:
             if layer.media_type != formats.EMPTY:
                 formats.packing(layer)  # Refuses what is compressed before anything is read.
-        stop = _Either(self._cancel)
+        stop, room = _Either(self._cancel), _Room()
         pool = ThreadPoolExecutor(READERS, thread_name_prefix="resolve")
         try:
             config = pool.submit(self._config, manifest, family)
             found: list[Entry] = []
             numbered = iter(enumerate(manifest.layers))
-            # In portions, so that an artifact with too much in it is refused before all of it is in memory.
+            # In portions, so that an artifact with too much in it is refused before all of it is read.
             while portion := list(islice(numbered, 4 * READERS)):
                 self._check_cancelled()
-                for future in self._started(pool, portion, family, maps, stop):
+                for future in self._started(pool, portion, family, maps, stop, room):
                     found += future.result()
-                if len(found) > MAX_ENTRIES:
-                    raise InvalidArtifact(
-                        f"more than {MAX_ENTRIES} files and directories", fix="pack fewer, larger files"
-                    )
             return found, created(manifest, config.result())
         finally:
             stop.set()
@@ -284,13 +281,16 @@ class _Resolving:
         family: formats.Family,
         maps: OffsetMaps,
         stop: Event,
+        room: _Room,
     ) -> list[Future[list[Entry]]]:
         """What each layer of the portion will turn out to hold. Equal layers wait for each other: one thread reads a blob."""
         locks = {layer.digest: Lock() for _, layer in portion}
 
         def read(position: int, layer: Descriptor) -> list[Entry]:
             with locks[layer.digest]:
-                return entries(position, layer, family, maps, stop)
+                found = entries(position, layer, family, maps, stop)
+            room.take(found)
+            return found
 
         return [pool.submit(read, position, layer) for position, layer in portion]
 
@@ -316,6 +316,27 @@ class _Resolving:
     def _check_cancelled(self) -> None:
         if self._cancel is not None and self._cancel.is_set():
             raise Cancelled("resolving was given up", where=str(self._reference))
+
+
+class _Room:
+    """For what all layers hold together. Each may hold as much as an artifact may: what goes beyond is not kept by anybody."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._entries = 0
+        self._characters = 0
+
+    def take(self, found: Sequence[Entry]) -> None:
+        characters = sum(len(entry.path) + len(entry.target) for entry in found)
+        with self._lock:
+            self._entries += len(found)
+            self._characters += characters
+            if self._entries > MAX_ENTRIES:
+                raise InvalidArtifact(f"more than {MAX_ENTRIES} files and directories", fix="pack fewer, larger files")
+            if self._characters > MAX_PATHS_BYTES:
+                raise InvalidArtifact(
+                    f"the names of its files take more than {MAX_PATHS_BYTES} bytes", fix="pack fewer, larger files"
+                )
 
 
 class _Either(Event):

@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from fuse import tracing, wire
+from fuse import threads, tracing, wire
 from fuse.artifact import profile
 from fuse.artifact.digest import Digest
 from fuse.artifact.manifest import Manifest
@@ -43,7 +43,6 @@ from fuse.registry.transport import Transport
 _MOST_LONG_REQUESTS: Final = 64
 _MOST_OF_ONE_REGISTRY: Final = 16
 """Of these, resolves that ask the same registry: one that drips its answers does not take the places of all others."""
-_BLOBS_A_MESSAGE: Final = 200
 _LAST_WORDS_S: Final = 1.0
 """How long a mount that is detached is waited for, until what its worker said at its end is on the disk."""
 
@@ -328,7 +327,12 @@ class Connection(threading.Thread):
                 with self._lock:
                     self._long.pop(message.id, None)
 
-        threading.Thread(target=work, name=f"request-{message.id}", daemon=True).start()
+        if not threads.begin(threading.Thread(target=work, name=f"request-{message.id}", daemon=True)):
+            with self._lock:
+                del self._long[message.id]
+            raise Unavailable(
+                "no thread can be started for it", fix="raise the node's limit of processes, or try again"
+            )
 
     def _serve_long(
         self,
@@ -409,13 +413,9 @@ class Connection(threading.Thread):
         return self._wholes.shown_by(table, keys_of(table, registry), copies=self._knows_copies) is not None
 
     def _send_blobs(self, request_id: int, blobs: Iterator[protocol.CachedBlob]) -> None:
-        batch: list[protocol.CachedBlob] = []
-        for blob in blobs:
-            batch.append(blob)
-            if len(batch) == _BLOBS_A_MESSAGE:
-                self._send(protocol.CacheBlobs(id=request_id, blobs=tuple(batch), last=False))
-                batch.clear()
-        self._send(protocol.CacheBlobs(id=request_id, blobs=tuple(batch), last=True))
+        for portion in wire.portions(blobs):
+            self._send(protocol.CacheBlobs(id=request_id, blobs=portion, last=False))
+        self._send(protocol.CacheBlobs(id=request_id, blobs=(), last=True))
 
     def _send(self, answer: protocol.Answer, fds: tuple[int, ...] = ()) -> None:
         try:

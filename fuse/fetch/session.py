@@ -19,8 +19,9 @@ from typing import Final, Protocol
 
 import structlog
 
-from fuse import wire
+from fuse import threads, wire
 from fuse.artifact.profile import Runs
+from fuse.errors import Unavailable
 from fuse.fetch import protocol
 from fuse.fetch.engine import PRIORITIES, Engine
 from fuse.fetch.mounts import Mount
@@ -28,6 +29,9 @@ from fuse.fetch.mounts import Mount
 _MOST_WAITING: Final = 16384
 _MOST_LOANS: Final = 16
 """Blocks in memory that a worker has been sent and has not taken; its reads ask for a few at a time."""
+_OPENINGS: Final = 2
+"""Of every blob of a mount, so many answers may wait with the files that were asked for."""
+_FDS_A_BLOB: Final = 2
 _COME_BACK_S: Final = 0.02
 _FULL: Final = frozenset((errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS))
 
@@ -58,6 +62,8 @@ class Session:
         self._channel: wire.Channel[protocol.FromWorker] = wire.Channel(sock, protocol.FromWorker)
         self._state = threading.Condition(threading.Lock())
         self._waiting: deque[tuple[protocol.ToWorker, tuple[int, ...]]] = deque()
+        self._waiting_fds = 0
+        self._most_fds = _MOST_LOANS + _OPENINGS * _FDS_A_BLOB * len(mount.blobs)
         self._loans = 0
         """Sent since the worker was known to have taken everything."""
         self._coming_back = False
@@ -68,8 +74,13 @@ class Session:
         self._reader = threading.Thread(target=self._read, name=f"session-{mount.name}", daemon=True)
 
     def start(self) -> None:
+        """Raises Unavailable, and has hung up then."""
         self.tell_order()
-        self._reader.start()
+        if not threads.begin(self._reader):
+            self._end()
+            raise Unavailable(
+                "no thread can be started to serve the mount", fix="raise the node's limit of processes, or try again"
+            )
 
     def tell_order(self) -> None:
         """The order of the mount's artifact may be another one now."""
@@ -82,7 +93,8 @@ class Session:
 
     def join(self, limit_s: float | None = None) -> None:
         """Waits until what the worker had said before it went is done."""
-        self._reader.join(limit_s)
+        if self._reader.ident is not None:
+            self._reader.join(limit_s)
 
     # ---- answers ----
 
@@ -106,8 +118,11 @@ class Session:
 
     def _wake_writer(self) -> None:
         if self._writer is None:
-            self._writer = threading.Thread(target=self._write, name=f"answers-{self._mount.name}", daemon=True)
-            self._writer.start()
+            writer = threading.Thread(target=self._write, name=f"answers-{self._mount.name}", daemon=True)
+            if not threads.begin(writer):
+                self._channel.hang_up()  # the worker asks for everything again
+                return
+            self._writer = writer
         self._state.notify()
 
     def send(self, message: protocol.ToWorker, fds: Sequence[int] = ()) -> None:
@@ -134,7 +149,8 @@ class Session:
             self._waiting[-1] = (both, ())
             return
         self._waiting.append((message, fds))
-        if len(self._waiting) > _MOST_WAITING:
+        self._waiting_fds += len(fds)
+        if len(self._waiting) > _MOST_WAITING or self._waiting_fds > self._most_fds:
             _log.warning("session_overrun", mount=self._mount.name)
             self._channel.hang_up()
 
@@ -164,6 +180,7 @@ class Session:
                     message = None
                 else:
                     message, fds = self._waiting.popleft()
+                    self._waiting_fds -= len(fds)
                     self._writer_busy = True
             if message is None:
                 if drained:

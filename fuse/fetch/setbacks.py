@@ -18,7 +18,7 @@ from fuse.fetch.blobs import BlobState, Grant, WrongBytes
 from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.mounts import Mount, Outbox, deliver
 from fuse.fetch.progress import CacheTrouble, complaint
-from fuse.fetch.queue import Run
+from fuse.fetch.runs import Run
 from fuse.fetch.shelf import Shelf
 from fuse.fetch.tally import Tally
 from fuse.fetch.trouble import back_off, fail

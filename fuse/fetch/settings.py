@@ -6,8 +6,8 @@ from collections.abc import Hashable
 
 import msgspec
 
+from fuse.cache.keys import scope_of
 from fuse.cache.quota import Limits
-from fuse.cache.store import scope_of
 from fuse.fetch.limits import RegistryLimits
 from fuse.fetch.shares import LaneCounts
 

@@ -18,9 +18,11 @@ from typing import Final
 import structlog
 
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length
+from fuse.cache.keys import BlobKey
 from fuse.cache.pins import Pins
 from fuse.cache.quota import Limits
-from fuse.cache.store import BlobKey, BlobWriter, CacheStore
+from fuse.cache.store import CacheStore
+from fuse.cache.writer import BlobWriter
 from fuse.errors import Corrupt
 from fuse.fetch import protocol, proving
 from fuse.fetch import tally as names
@@ -28,6 +30,7 @@ from fuse.fetch.blobs import BlobState
 from fuse.fetch.dispatch import Dispatcher
 from fuse.fetch.mounts import Outbox, deliver
 from fuse.fetch.progress import FULL
+from fuse.fetch.runs import Priority
 from fuse.fetch.space import Space
 from fuse.fetch.tally import Tally
 from fuse.fetch.trouble import end_trouble
@@ -182,7 +185,7 @@ class Shelf:
                 return False
 
     def forget(self, blob: BlobState, block: int, losses: int) -> bool:
-        """Takes a block back: it will be fetched anew when it is wanted.
+        """Takes a block back: it will be fetched anew when it is wanted, as it is by who waits for the whole.
 
         `losses`: the blob's count from before the damage was seen. When it has grown since, the block may have come anew: it is
         left, and the answer is False.
@@ -206,6 +209,8 @@ class Shelf:
                 blob.hashed_blocks = 0
                 blob.hash_epoch += 1
                 self.on_hashable(blob)  # up to this block, which is waited for there
+            for port, _ in blob.awaiting_whole:
+                self._queue.want(port, blob, block, 1, Priority.READAHEAD)
             self._dispatch.kick_locked()
             blob.references += 1
         writer.record(block, 0)

@@ -28,7 +28,7 @@ from fuse.fetch.blobs import CHUNK_BLOCKS, BlobState, Grant, Stream, WrongBytes
 from fuse.fetch.courtesy import BEHIND_BYTES
 from fuse.fetch.engine import Engine
 from fuse.fetch.progress import FULL
-from fuse.fetch.queue import Priority, Run
+from fuse.fetch.runs import Priority, Run
 from fuse.fetch.shares import SPARE
 from fuse.registry.health import Later
 

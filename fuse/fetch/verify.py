@@ -18,7 +18,7 @@ import structlog
 
 from fuse.cache.index import BLOCK_BYTES, entry_of
 from fuse.cache.quiet import read_quietly
-from fuse.cache.store import BlobWriter
+from fuse.cache.writer import BlobWriter
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.engine import Engine
 from fuse.fetch.spare import Spare
@@ -169,8 +169,15 @@ class Verifier(threading.Thread):
         entries = [writer.index[block] for block in range(first, first + count)]
         if 0 in entries:
             return False
-        if not read_quietly(writer.fd, content, offset):
-            self._engine.shelf.forget(blob, first, losses)
+        try:
+            whole = read_quietly(writer.fd, content, offset)
+        except OSError as error:
+            _log.warning("blocks_unreadable", digest=str(blob.digest), first=first, count=count, error=str(error))
+            whole = False
+        if not whole:
+            # Which of them it is, each tells; as many as can be read are hashed in the next turn.
+            for block in range(first, first + count):
+                self._engine.shelf.recheck(blob, block, content[:BLOCK_BYTES])
             return False
         for block in range(first, first + count):
             start = (block - first) * BLOCK_BYTES

@@ -11,8 +11,8 @@ import msgspec
 from fuse import wire
 from fuse.artifact.digest import Digest
 from fuse.cache.copies import Copies
+from fuse.cache.keys import BlobKey, scope_of
 from fuse.cache.pins import mount_pin
-from fuse.cache.store import BlobKey, scope_of
 from fuse.errors import CacheFailed, NotFound
 from fuse.fetch import protocol
 from fuse.fetch.shelf import Shelf

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 SUFFIX: Final = ".sock"
-_BATCH: Final = 32
 _REQUEST_LIMIT_S: Final = 5.0
 _ANSWER_LIMIT_S: Final = 60.0
 _END_LIMIT_S: Final = 60.0
@@ -134,13 +133,16 @@ class ControlServer:
                     self._answer(channel, request)
             except (OSError, ValueError) as error:
                 _log.warning("control_failed", error=str(error))
+            except Exception:  # noqa: BLE001  (the edge of a thread)
+                _log.exception("control_broken")
 
     def _answer(self, channel: wire.Channel[Request], request: Request) -> None:
         ending = False
         try:
             if isinstance(request, Status):
-                for message in _batches(self._mounts.statuses()):
-                    channel.send(message)
+                portions = tuple(wire.portions(self._mounts.statuses()))
+                for number, mounts in enumerate(portions, 1):
+                    channel.send(Statuses(mounts=mounts, last=number == len(portions)))
                 return
             mount_id = self._mounts.find(Path(request.mountpoint))
             if mount_id is None:
@@ -153,12 +155,6 @@ class ControlServer:
         finally:
             if ending and self._on_idle is not None:
                 self._on_idle()
-
-
-def _batches(mounts: list[MountStatus]) -> Iterator[Statuses]:
-    batches = [tuple(mounts[first : first + _BATCH]) for first in range(0, len(mounts), _BATCH)] or [()]
-    for number, batch in enumerate(batches, 1):
-        yield Statuses(mounts=batch, last=number == len(batches))
 
 
 # ---- for commands ----

@@ -37,7 +37,6 @@ class FetcherClient:
     """Requests to the fetcher of a cache directory."""
 
     def __init__(self, settings: FetcherSettings, *, on_connected: Callable[[Connection], None] | None = None) -> None:
-        self.history = History()
         self._not_before = 0.0
         self._settings = settings
         self._on_connected = on_connected
@@ -233,7 +232,10 @@ class FetcherClient:
                 continue
             if connection is not told and self._on_connected is not None:
                 told = connection
-                self._on_connected(connection)
+                try:
+                    self._on_connected(connection)
+                except Exception:  # noqa: BLE001  (as above)
+                    _log.exception("fetcher_not_told")
 
 
 def _answers(path: Path) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from fuse import tracing, wire
+from fuse import threads, tracing, wire
 from fuse.artifact.profile import MAX_PROFILE_BYTES
 from fuse.errors import Cancelled, InvalidConfig, InvalidRequest, NotFound, Unavailable, from_fault
 from fuse.fetch import protocol
@@ -61,10 +61,14 @@ class Question:
         """None when there is none until `deadline` (monotonic), or only a refusal; may be called again."""
         if not self._sent[1].complete.wait(_left(deadline)):
             return None
-        self._connection.forget(self._sent)
+        self.drop()
         answers = self._sent[1].answers
         answer = answers[-1] if answers else None
         return answer if isinstance(answer, protocol.MountProgress) else None
+
+    def drop(self) -> None:
+        """Nobody may have waited for the answer, or not for long enough."""
+        self._connection.forget(self._sent)
 
 
 class Connection:
@@ -94,7 +98,10 @@ class Connection:
             self._channel.close()
             raise
         self._reader = threading.Thread(target=self._read, name="fetcher", daemon=True)
-        self._reader.start()
+        if not threads.begin(self._reader):
+            self._channel.close()
+            os.close(self._pidfd)
+            raise Unavailable("no thread can be started to speak with the fetcher", where=str(path))
         try:
             self.pid = self._greet()
         except Unavailable as error:
@@ -195,6 +202,7 @@ class Connection:
             asked = self._questions.get(mount)
             if asked is not None and not asked.answered:
                 return asked
+            self._drop_question(mount)
             if self.silent_s > _SILENCE_S:
                 return None
             try:
@@ -214,7 +222,12 @@ class Connection:
     def drop_question(self, mount: str) -> None:
         """The mount is detached: nobody wants to know any more."""
         with self._asking:
-            self._questions.pop(mount, None)
+            self._drop_question(mount)
+
+    def _drop_question(self, mount: str) -> None:
+        asked = self._questions.pop(mount, None)
+        if asked is not None:
+            asked.drop()
 
     def progress(self, mount: str, limit_s: float = _ANSWER_LIMIT_S) -> protocol.MountProgress:
         answers = self.ask(lambda number: protocol.Progress(id=number, mount=mount), limit_s=limit_s)

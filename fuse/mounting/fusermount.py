@@ -41,7 +41,7 @@ def mount(mountpoint: Path) -> int:
             )
         ours.settimeout(_LIMIT_S)
         try:
-            _, fds, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            _, fds = wire.receive(ours, 1, 1)
             message = process.communicate(timeout=_LIMIT_S)[1]
         except (TimeoutError, subprocess.TimeoutExpired):
             process.kill()

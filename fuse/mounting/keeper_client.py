@@ -130,7 +130,7 @@ class KeeperClient:
                 raise Unavailable("the keeper did not answer before", where=str(self.path))
             try:
                 socket.send_fds(self._sock, [json.dumps(message).encode()], list(fds))
-                packet, given, _, _ = socket.recv_fds(self._sock, _MAX_ANSWER, keeper.MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                packet, given = wire.receive(self._sock, _MAX_ANSWER, keeper.MAX_FDS)
             except OSError as error:
                 self.broken = True
                 raise Unavailable(f"the keeper does not answer: {error}", where=str(self.path)) from None
@@ -140,7 +140,7 @@ class KeeperClient:
         if answer.get("ok") is not True:
             wire.close_all(given)
             raise Unavailable(f"the keeper refuses: {answer.get('error')}", where=str(self.path))
-        return answer, list(given)
+        return answer, given
 
 
 def _start(path: Path) -> process.Child | None:

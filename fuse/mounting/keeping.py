@@ -59,7 +59,14 @@ class Keeping:
         self._undropped: set[str] = set()
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._renewal: threading.Thread | None = None
+        self._wanted = threading.Event()
+        """A keeper is to be looked for, after a pause."""
+        self._pause_s = 0.0
+        self._there = threading.Event()
+        """As far as one is wanted: none is being looked for."""
+        self._there.set()
+        # There from the start: a keeper may be lost when there is no room for one more thread.
+        self._renewing = threading.Thread(target=self._renew_always, name="keeper-again", daemon=True)
         self.history = History()
         self.away_since = 0.0
         """Unix time since when a keeper is wanted and not there; 0 when it is."""
@@ -77,6 +84,7 @@ class Keeping:
         """
         if self._choice == "none":
             return
+        self._renewing.start()
         client = self._first(patient=patient)
         if client is None:
             self._look_again()
@@ -116,16 +124,15 @@ class Keeping:
 
     def wait_renewed(self) -> bool:
         """Whether there is a keeper, after waiting for one that is being started."""
-        renewal = self._renewal
-        if renewal is not None:
-            renewal.join(_RENEWAL_LIMIT_S)
+        self._there.wait(_RENEWAL_LIMIT_S)
         return self._client is not None
 
     def close(self, *, wait: bool) -> None:
         """Ends the connection; with `wait` returns when a keeper of our own, which then holds nothing, has ended."""
         self._closing.set()
-        if self._renewal is not None:
-            self._renewal.join()
+        self._wanted.set()
+        if self._renewing.is_alive():
+            self._renewing.join()
         with self._lock:
             client, self._client = self._client, None
         if client is not None:
@@ -176,6 +183,7 @@ class Keeping:
             if self._client is not client:
                 return
             self._client = None
+            self._there.clear()
         self._watch.remove(client.fileno())
         client.close()
         if not self._closing.is_set():
@@ -187,8 +195,21 @@ class Keeping:
 
     def _look_again(self, pause_s: float = 0.0) -> None:
         self.away_since = time.time()
-        self._renewal = threading.Thread(target=self._renew, args=(pause_s,), name="keeper-again", daemon=True)
-        self._renewal.start()
+        self._pause_s = pause_s
+        self._there.clear()
+        self._wanted.set()
+
+    def _renew_always(self) -> None:
+        while True:
+            self._wanted.wait()
+            if self._closing.is_set():
+                return
+            self._wanted.clear()
+            try:
+                self._renew(self._pause_s)
+            except Exception:  # noqa: BLE001  (a thread that must not end while the mounts live)
+                _log.exception("keeper_not_renewed")
+                self._look_again(_LONGEST_PAUSE_S)
 
     def _renew(self, pause_s: float) -> None:
         while not self._closing.wait(pause_s):
@@ -207,6 +228,9 @@ class Keeping:
         self._fill(client, held)
         if self._client is client:
             self._arm(client)
+        with self._lock:
+            if self._client is client:
+                self._there.set()
 
     def _fill(self, client: KeeperClient, held: list[str]) -> None:
         """Makes the keeper hold what lives and nothing else; what it holds of a predecessor's is handed to `found`."""

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from fuse import threads
 from fuse.errors import Conflict, MountFailed, NotFound, WeightlessError
 from fuse.filesystem import table as inode_table
 from fuse.filesystem.native import Section
@@ -304,8 +305,8 @@ class NativeMounts:
     def _watch(self) -> None:
         with self._lock:
             if self._watcher is None and not self._closing.is_set():
-                self._watcher = threading.Thread(target=self._run, name="native-mounts", daemon=True)
-                self._watcher.start()
+                watcher = threading.Thread(target=self._run, name="native-mounts", daemon=True)
+                self._watcher = watcher if threads.begin(watcher) else None
 
     def _run(self) -> None:
         """Waits for changes of the mount table: poll(2) tells of them (proc_pid_mounts(5))."""
@@ -314,10 +315,14 @@ class NativeMounts:
             poller.register(table, select.POLLPRI)
             poller.register(self._wake, select.POLLIN)
             while not self._closing.is_set():
-                for status in self._ended():
-                    if self.on_gone is not None:
-                        self.on_gone(status)
-                told = self._unpin_all()
+                try:
+                    for status in self._ended():
+                        if self.on_gone is not None:
+                            self.on_gone(status)
+                    told = self._unpin_all()
+                except Exception:  # noqa: BLE001  (the edge of a thread)
+                    _log.exception("native_mounts_not_looked_at")
+                    told = False
                 poller.poll(None if told else _UNPIN_PAUSE_S * 1000)
 
     def _ended(self) -> Iterator[MountStatus]:

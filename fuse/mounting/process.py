@@ -6,6 +6,7 @@ terminal's signals do not reach them) and in `/`, and see of the environment onl
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -14,6 +15,8 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
+
+from fuse import threads
 
 _END_BYTES: Final = 4000
 _PASSED: Final = (
@@ -74,7 +77,7 @@ class Child:
 
     def reap_later(self) -> None:
         """Leaves a process that may outlive its starter to a thread that reaps it whenever it ends."""
-        threading.Thread(target=self.wait, name=f"reap-{self.pid}", daemon=True).start()
+        threads.begin(threading.Thread(target=self.wait, name=f"reap-{self.pid}", daemon=True))
 
     @property
     def fate(self) -> str:
@@ -86,7 +89,7 @@ class Child:
 
 
 class Tee:
-    """A pipe for a child's standard error: what comes is passed on to ours, and its end is remembered.
+    """A pipe for a child's standard error: what comes is passed on to ours, and its end is remembered. Making one raises OSError.
 
     A child that outlives this process finds the pipe broken, which our logs take no notice of.
     """
@@ -94,7 +97,10 @@ class Tee:
     def __init__(self) -> None:
         self._reading, self.writing = os.pipe2(os.O_CLOEXEC)
         self._end = b""
-        threading.Thread(target=self._pass_on, name="stderr", daemon=True).start()
+        if not threads.begin(threading.Thread(target=self._pass_on, name="stderr", daemon=True)):
+            os.close(self._reading)
+            os.close(self.writing)
+            raise BlockingIOError(errno.EAGAIN, "no thread can be started")
 
     def last_words(self) -> str:
         return self._end.decode(errors="replace").strip()

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from fuse import threads
 from fuse.errors import WeightlessError
 from fuse.mounting.watch import Watch
 from fuse.mounting.worker import Worker
@@ -53,9 +54,9 @@ class Spares:
         """Has the next one made after a pause, on a thread of its own; nothing if there is one, or none is wanted."""
         with self._lock:
             if self._wanted and not self._closed and self._timer is None and self._spare is None:
-                self._timer = threading.Timer(pause_s, self._make)
-                self._timer.daemon = True
-                self._timer.start()
+                timer = threading.Timer(pause_s, self._make)
+                timer.daemon = True
+                self._timer = timer if threads.begin(timer) else None
 
     def close(self) -> None:
         """Returns when the spare one is gone, and none will be made."""
@@ -87,4 +88,6 @@ class Spares:
             if self._spare is worker:
                 self._spare = None
                 _log.warning("spare_worker_gone", pid=worker.pid, last_words=worker.last_words)
-        threading.Thread(target=worker.end, kwargs={"drain": False}, name="spare-worker-end", daemon=True).start()
+        threads.begin(
+            threading.Thread(target=worker.end, kwargs={"drain": False}, name="spare-worker-end", daemon=True)
+        )

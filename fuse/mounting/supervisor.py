@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
-from fuse import spec, wire
+from fuse import spec, threads, wire
 from fuse.errors import MountFailed, Unavailable, WeightlessError
 from fuse.fetch.protocol import Resolved
 from fuse.filesystem.table import View
@@ -68,6 +68,7 @@ class Supervisor:
             watcher,
             self.connections,
             fetcher=lambda: self.fetcher.current,
+            unserved=self.repair_soon,
             give_up=self._give_up,
             fetcher_wedged=lambda connection, reason: connection.evict(reason),
             look_s=settings.look_s,
@@ -176,14 +177,20 @@ class Supervisor:
     # ---- repair ----
 
     def repair_soon(self, mount: Mount) -> None:
-        """Has the mount served again, on a thread of its own. Nothing if that is under way, or not needed."""
+        """Has the mount served again, on a thread of its own. Nothing if that is under way, or not needed.
+
+        Where there is no room for a thread, whoever looks at the mount as requests wait (`Vitals`) asks again.
+        """
         with self._lock:
             if mount.repairing or self._closing.is_set():
                 return
             mount.repairing = True
             thread = threading.Thread(target=self._repair, args=(mount,), name=f"repair-{mount.id}", daemon=True)
-            self._repairs.add(thread)
-            thread.start()  # with the lock: whoever joins it finds it started
+            # With the lock: whoever joins it finds it started.
+            if threads.begin(thread):
+                self._repairs.add(thread)
+            else:
+                mount.repairing = False
 
     def wait_repaired(self, limit_s: float) -> bool:
         """Whether every mount is served, after waiting for repairs that are under way and have not failed yet."""
@@ -340,8 +347,11 @@ class Supervisor:
                 name=f"attach-{mount.id}",
                 daemon=True,
             )
-            self._repairs.add(thread)
-            thread.start()
+            if threads.begin(thread):
+                self._repairs.add(thread)
+                return
+        # Its successor is given a session with everything else.
+        worker.give_up("lost its fetcher, and no thread could be started to give it another")
 
     def _attach_until_done(self, mount: Mount, connection: Connection, worker: Worker, session: int) -> None:
         try:

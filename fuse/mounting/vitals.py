@@ -56,14 +56,17 @@ class Vitals:
         connections: Connections,
         *,
         fetcher: Callable[[], Connection | None],
+        unserved: Callable[[Mount], None],
         give_up: Callable[[Mount, Worker, str], None],
         fetcher_wedged: Callable[[Connection, str], None],
         look_s: float = pulse.LOOK_S,
     ) -> None:
-        """`fetcher` gives the connection there is, without waiting for one."""
+        """`fetcher` gives the connection there is, without waiting for one. `unserved` is told, each time, of a mount that has no
+        worker while requests wait: it is being replaced, or that could not even begin."""
         self._watch = watcher
         self._connections = connections
         self._fetcher = fetcher
+        self._unserved = unserved
         self._give_up = give_up
         self._fetcher_wedged = fetcher_wedged
         self._look_s = look_s
@@ -146,8 +149,11 @@ class Vitals:
     def _look(self, device: int, watched: _Watched) -> bool:
         """Whether it has to be looked at again."""
         mount, worker = watched.mount, watched.mount.worker
-        if worker is None or worker.starting or not worker.alive:
-            return True  # it is being replaced
+        if worker is None or not worker.alive:
+            self._unserved(mount)
+            return True
+        if worker.starting:
+            return True
         if worker is not watched.worker:
             watched.worker, watched.pulse = worker, Pulse()
         waiting = self._connections.waiting(mount.minor)

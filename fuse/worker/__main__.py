@@ -45,13 +45,19 @@ def main() -> int:
     try:
         worker = _prepare(control, *received)
         trio.run(worker.run)
-    except WeightlessError as error:
-        structlog.get_logger().error("worker_broken", error=error)
-        return _give_up(control, error)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001  (the edge of the process)
+        cause = _cause(error)
+        if isinstance(cause, WeightlessError):
+            structlog.get_logger().error("worker_broken", error=cause)
+            return _give_up(control, cause)
         structlog.get_logger().exception("worker_broken")
-        return _give_up(control, WeightlessError(f"the worker failed: {error}"))
+        return _give_up(control, WeightlessError(f"the worker failed: {cause!r}"))
     return 0
+
+
+def _cause(error: Exception) -> Exception:
+    """trio wraps what comes out of its nurseries, once for each."""
+    return _cause(error.exceptions[0]) if isinstance(error, ExceptionGroup) else error
 
 
 def _prepare(control: wire.Channel[spec.ToWorker], start: spec.ToWorker, fds: list[int]) -> Worker:

@@ -9,7 +9,7 @@ the cache takes nothing, is memory from when it comes until it is delivered: so 
 (`LENT_READS`).
 
 The files of a blob may be replaced or set aside while threads read them: they are borrowed for as long as bytes are on their way
-(`fuse.worker.session_client.BlobState`). Must not know pyfuse3 or errno.
+(`fuse.worker.blobstate`). Must not know pyfuse3 or errno.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from fuse.filesystem.tree import Tree
 from fuse.prefetch.beginnings import Beginnings
 from fuse.prefetch.streams import MAX_WINDOW_BYTES, BothWays
 from fuse.prefetch.touches import Touches
+from fuse.worker.blobstate import BlobState
 from fuse.worker.served import Served
-from fuse.worker.session_client import BlobState, FetchSession
+from fuse.worker.session_client import FetchSession
 from fuse.worker.waiters import joined
 
 MAX_READ_BYTES: Final = BLOCK_BYTES
@@ -41,6 +42,8 @@ REPAIRS: Final = 3
 DISK_THREADS: Final = 16
 LENT_READS: Final = 16
 """How many reads at a time hold blocks of a cache that takes nothing: each up to two blocks, which it delivers as they are."""
+_NO_THREAD: Final = "can't start new thread"
+_AGAIN_S: Final = 0.1
 _SHIFT: Final = BLOCK_BYTES.bit_length() - 1
 
 Content = bytes | bytearray | memoryview
@@ -226,7 +229,18 @@ class Reader:
                     loans |= await session.wait_blocks(state.index, joined(absent), keeps=lent)
                 # Look again: what has come may have been lost by a fetcher that died since.
                 continue
-            damaged = await trio.to_thread.run_sync(_load, state, position, length, loans, deliver, limiter=self._disk)
+            try:
+                damaged = await trio.to_thread.run_sync(
+                    _load, state, position, length, loans, deliver, limiter=self._disk
+                )
+            except RuntimeError as error:
+                if _NO_THREAD not in str(error):
+                    raise
+                # A limit of processes is reached: no reason to fail a read.
+                _log.warning("read_put_off", reason=_NO_THREAD)
+                with _Waiting(self._own, self._clock):
+                    await trio.sleep(_AGAIN_S)
+                continue
             if damaged is None:
                 self._served.note(state, position, length)
                 return True

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from typing import Final
 
-from fuse.worker.session_client import BlobState
+from fuse.worker.blobstate import BlobState
 
 LAG_BYTES: Final = 16 * 1024 * 1024
 

@@ -161,6 +161,8 @@ class Session:
 
     def _begin(self, read: Read) -> None:
         scope = trio.CancelScope()
+        # Known already where the kernel was asked twice to send again what is not answered. Both are answered: from when it has
+        # queued the second it takes no answer to the first.
         self._waiting[read.unique] = (read, scope)
         self._nursery.start_soon(self._answer, read, scope)
         if read.unique in self._early:
@@ -183,7 +185,8 @@ class Session:
             _log.exception("request_crashed")
             failure = errno.EIO
         finally:
-            del self._waiting[read.unique]
+            if (read, scope) == self._waiting.get(read.unique):
+                del self._waiting[read.unique]
             if not self._waiting:
                 self._idle.set()
         if failure:

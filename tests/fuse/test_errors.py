@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fuse import wire
 from fuse.disk import unusable
 from fuse.errors import (
     Fault,
@@ -19,6 +20,7 @@ from fuse.errors import (
     every_error,
     from_fault,
 )
+from fuse.fetch import protocol
 
 OURS = {kind: cls for kind, cls in every_error().items() if cls.__module__ == "fuse.errors"}
 every_class = pytest.mark.parametrize("cls", OURS.values(), ids=list(OURS))
@@ -48,6 +50,16 @@ def test_a_fix_travels(cls: type[WeightlessError]) -> None:
     arrived = from_fault(msgspec.json.decode(sent, type=Fault))
     assert (type(arrived), str(arrived)) == (cls, "where: what (do this)")
     assert from_fault(Fault(kind=cls.kind, what="what")).fix == cls.usual_fix
+
+
+def test_what_travels_fits_into_a_message() -> None:
+    """However long the name was that a stranger gave to a file, the refusal arrives."""
+    sent = wire.encode(
+        protocol.Refused(id=1, fault=NotFound("\0" * 10**6, where="é" * 10**6, fix="x" * 10**6).to_fault())
+    )
+    fault = msgspec.json.decode(sent, type=protocol.Refused).fault
+    assert fault.where.startswith("ééé")
+    assert fault.where.endswith("…")
 
 
 def test_a_kind_of_a_newer_version_keeps_its_fix() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -189,6 +190,32 @@ def test_a_client_that_reads_no_answers_stops_nobody(path: Path) -> None:
                 deaf.send(b'{"op": "hello"}')
         assert client.names() == []
     client.close(wait=True)
+
+
+@pytest.mark.parametrize("call", ["fcntl.fcntl", "os.pidfd_open"])
+def test_a_successor_is_tried_again_where_no_descriptor_can_be_had(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keeper holds what nobody else has, so it must not die of having no room for one more."""
+    program = tmp_path / "program"
+    program.write_text(json.dumps({"argv": [shutil.which("true")], "env": {}}))
+    serving = keeper.Keeper(wire.listen(tmp_path / "socket"))
+    serving._held["mount"] = []
+    serving._revival = revival = keeper.Revival([os.open(program, os.O_RDONLY), os.open(program, os.O_RDONLY)])
+    revival.due = 0.0
+    with monkeypatch.context() as full:
+        full.setattr(f"fuse.keeper.{call}", _no_room)
+        serving._revive()
+    assert revival.due is not None
+    revival.replaces(revival)
+    serving._selector.close()
+    serving._listener.close()
+    with suppress(ChildProcessError):
+        os.wait()
+
+
+def _no_room(*_: object) -> int:
+    raise OSError(errno.EMFILE, "as the test says")
 
 
 def test_is_small_and_alone(path: Path) -> None:

@@ -12,11 +12,12 @@ from fuse.artifact.digest import Digest
 from fuse.artifact.reference import Reference
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
 from fuse.fetch import protocol
 from fuse.fetch.engine import Engine
 from fuse.fetch.mounts import Mount, Port
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.transfer import Lanes
 from fuse.fetch.verify import Verifier

@@ -87,8 +87,8 @@ class MountedWorker:
         assert self.process is not None
         return self.process.pid
 
-    def start(self) -> None:
-        """Starts a worker, the first or a successor."""
+    def start(self, *, device: int | None = None) -> None:
+        """Starts a worker, the first or a successor. `device`: in place of the mount's."""
         self._close_channel()
         ours, theirs = wire.pair()
         with theirs:
@@ -101,7 +101,7 @@ class MountedWorker:
         with self.fetcher.session() as session:
             self._channel.send(
                 spec.Start(spec=self._spec, init=self.mount.init, reply=self.reply, uid=NOBODY, gid=NOBODY),
-                [self.mount.device, session.fileno(), content],
+                [self.mount.device if device is None else device, session.fileno(), content],
             )
         os.close(content)
         started = self.receive()

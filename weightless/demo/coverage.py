@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from fuse.cache.index import IndexReader, block_count
-from fuse.cache.store import BlobKey, paths
+from fuse.cache.keys import BlobKey, paths
 
 
 def blocks_present(cache_dir: Path, key: BlobKey) -> list[bool]:

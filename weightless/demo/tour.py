@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from fuse.cache.store import BlobKey, scope_of
+from fuse.cache.keys import BlobKey, scope_of
 from fuse.errors import WeightlessError
 from fuse.mounting.mountinfo import MountTable
 from weightless import units

@@ -23,7 +23,7 @@ import msgspec
 
 from csi.volumes import VolumeRecord
 from fuse import wire
-from fuse.cache.store import examine
+from fuse.cache.layout import examine
 from fuse.errors import WeightlessError
 from fuse.fetch.protocol import SOCKET_NAME
 from fuse.mounting import control, rundir

@@ -46,6 +46,21 @@ def test_the_kind_is_the_configs_where_the_artifact_type_is_gone() -> None:
     assert MODEL_CONFIG == found.kind
 
 
+@pytest.mark.parametrize("where", ["artifact", "layer", "config"])
+def test_a_media_type_that_is_a_book_is_refused(where: str) -> None:
+    """It is shown, sent between processes, and an attribute of each file; one of ordinary length is nobody's trouble."""
+    for length, fits in ((255, True), (256, False)):
+        long = "application/".ljust(length, "x")
+        document = manifest(
+            LAYER | ({"mediaType": long} if where == "layer" else {}),
+            config=CONFIG | ({"mediaType": long} if where == "config" else {}),
+            artifactType=long if where == "artifact" else MODEL,
+        )
+        refused = contextlib.nullcontext() if fits else pytest.raises(InvalidArtifact, match="256 characters")
+        with refused:
+            assert isinstance(parsed(document), Manifest)
+
+
 def test_nulls_of_gos_encoder_are_empty() -> None:
     """Go writes null for a nil slice or map."""
     found = parsed(manifest(config=CONFIG | {"annotations": None}) | {"layers": None, "annotations": None})

@@ -523,6 +523,17 @@ def test_names_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
         walked(archive(*[(named(f"{number}" * 90), b"") for number in range(10, 20)]))
 
 
+def test_global_records_that_mean_nothing_are_not_kept() -> None:
+    """They hold for all members that follow: so many that fill the memory, or that are looked through for each member."""
+    record = "".join(f"{len(str(number)) + 6} k{number}=v\n" for number in range(10, 99)).encode()
+    comments = rechecked(named("g", b"g", size=len(record)).tobuf(tarfile.USTAR_FORMAT)) + record.ljust(1024, b"\0")
+    content = comments + archive((named("a"), b""))
+    walk_of = tar._Walk(Window(shelf := Shelf(), digest := shelf.add_blob(content), len(content)), str(digest), None)
+
+    assert ["a"] == [member.path for member in walk_of.run()]
+    assert {} == walk_of._global_pax
+
+
 def test_a_blob_that_ends_early_is_refused() -> None:
     """A reader that gives fewer bytes than there should be: the descriptor lied."""
     short = Bytes(size=100_000, read=lambda offset, length: b"")

@@ -190,6 +190,17 @@ def test_what_is_no_pattern_is_refused_by_name(pattern: str) -> None:
     assert repr(pattern)[:20] in str(caught.value)
 
 
+def test_patterns_that_take_too_long_for_an_artifact_are_refused() -> None:
+    """Each may be matched in no time; all of the longest with all names of the largest artifact would take an hour."""
+    patterns = tuple("/".join(["**", f"*{number % 10}*a"] * 60) for number in range(MAX_PATTERNS))
+    slow, usual = Filter(View(exclude=patterns)), Filter(View(exclude=("*.bin", "docs/**", "!keep.bin")))
+    path = "/".join(["a" * 200] * 15)
+
+    with pytest.raises(InvalidRequest, match="too long"):
+        all(not slow.hides(path) for _ in range(100))
+    assert not any(usual.hides(f"a/b/c/{number}.safetensors") for number in range(10_000))
+
+
 def test_too_many_patterns_are_refused() -> None:
     """Each costs time for each file."""
     with pytest.raises(InvalidRequest):

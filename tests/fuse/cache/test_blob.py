@@ -13,7 +13,9 @@ from fuse.artifact.digest import Digest
 from fuse.cache import index
 from fuse.cache.blob import CachedBlob
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, VERIFIED, block_length, entry_of
-from fuse.cache.store import BlobKey, BlobWriter, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
+from fuse.cache.writer import BlobWriter
 from fuse.errors import Corrupt
 from tests.support.fetcher import pattern
 

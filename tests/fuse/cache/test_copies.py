@@ -11,8 +11,9 @@ from fuse.artifact.digest import Digest
 from fuse.cache.blob import CachedBlob
 from fuse.cache.copies import Copies, CopyWriter
 from fuse.cache.index import BLOCK_BYTES
+from fuse.cache.keys import BlobKey, scope_of, scope_of_copies
 from fuse.cache.quota import Candidate, victims
-from fuse.cache.store import BlobKey, CacheStore, scope_of, scope_of_copies
+from fuse.cache.store import CacheStore
 
 SCOPE = scope_of("registry.example")
 TAR = BlobKey(Digest.of(b"tar"), 10 * BLOCK_BYTES, SCOPE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, REJECTED, entry_of
-from fuse.cache.store import BlobKey, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
 from fuse.errors import InvalidConfig
 
 CONTENT = b"x" * (BLOCK_BYTES + 5)
@@ -66,6 +68,23 @@ def test_the_owner_reopens_its_read_only_files_without_privileges(tmp_path: Path
     _, status = os.waitpid(pid, 0)
 
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_blob_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step fails, as on a disk that becomes full or read-only: no descriptor is kept, and no file."""
+    store = CacheStore(tmp_path)
+    data, index = store.paths(KEY)
+
+    def fails(_self: Path, _target: Path) -> None:
+        raise OSError(errno.ENOSPC, "as the test says")
+
+    before = sorted(Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(OSError, match="as the test says"):
+        store.open(KEY)
+
+    assert before == sorted(Path("/proc/self/fd").iterdir())
+    assert [] == [*data.parent.iterdir(), *index.parent.iterdir()]
 
 
 @pytest.mark.parametrize("damage", ["index-gone", "index-empty", "data-gone", "data-short", "other-digest", "rejected"])

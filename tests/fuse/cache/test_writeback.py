@@ -7,7 +7,8 @@ from pathlib import Path
 
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
 from fuse.cache.writeback import MOST_WAITING, Writeback
 from tests.support.pages import pages
 from tests.support.waiting import until

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse.cache.store import scope_of
+from fuse.cache.keys import scope_of
 from fuse.fetch import bandwidth, dispatch
 from fuse.fetch.bandwidth import Bandwidth, Turn, Turns
 from fuse.fetch.limits import RegistryLimits
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 from fuse.fetch.settings import FetcherSettings
 from fuse.fetch.shares import SPARE, LaneCounts, Shares
 from tests.support.fetcher import pattern, wait_until

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 
 from fuse import wire
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, BlobWriter, CacheStore
+from fuse.cache.keys import BlobKey
+from fuse.cache.store import CacheStore
+from fuse.cache.writer import BlobWriter
 from fuse.fetch import protocol, session
 from fuse.fetch.session import Session
 from tests.support.fetcher import FetcherProcess, Worker, pattern, wait_until
@@ -91,3 +94,39 @@ def test_more_blobs_than_descriptors_are_read_all_the_same(tmp_path: Path) -> No
             assert trouble is not None
             assert "RLIMIT_NOFILE" in trouble.fix
             assert fetcher.process.poll() is None
+
+
+def test_a_worker_that_only_opens_takes_not_all_descriptors(tmp_path: Path) -> None:
+    """It asks for a blob's files again and again, and takes none: it is hung up on, and nothing stays open for it."""
+    (tmp_path / "c").mkdir()
+    with FaultyRegistry() as registry:
+        registry.add_blob(CONTENT)
+        rig = Rig(tmp_path / "c", registry)
+        mount = rig.engine.attach("m", [BlobKey(DIGEST, len(CONTENT), SCOPE)])
+        rig.mounts.append(mount)
+        ours, theirs = wire.pair()
+        served = Session(rig.engine, mount, theirs)
+        served.start()
+        hung_up = pytest.raises(OSError, match="Broken pipe")
+        with wire.Channel[protocol.ToWorker](ours, protocol.ToWorker) as channel, hung_up:
+            for _ in range(100_000):
+                channel.send(protocol.Open(blob=0))
+        served.join(10)
+        assert not mount.ports
+        assert served._waiting_fds <= served._most_fds + 2
+        rig.close()
+
+
+def test_administrators_beyond_all_descriptors_wait(tmp_path: Path) -> None:
+    """Nobody's connection ends the fetcher, which others use: who finds no room is served when there is some."""
+    path = tmp_path / "cache" / protocol.SOCKET_NAME
+    with FetcherProcess(tmp_path / "cache", files=64) as fetcher, fetcher.connect() as admin:
+        open_files = Path(f"/proc/{fetcher.process.pid}/fd")
+        with ExitStack() as crowd:
+            for _ in range(60):
+                crowd.enter_context(wire.connect(path))
+            wait_until(lambda: len(list(open_files.iterdir())) == 64, "all descriptors to be used")
+            assert admin.ask(protocol.Hello).pid == fetcher.process.pid
+        with fetcher.connect() as another:
+            assert another.ask(protocol.Hello).pid == fetcher.process.pid
+        assert fetcher.process.poll() is None

@@ -10,16 +10,20 @@ from typing import Any
 
 import pytest
 
-from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests
+from fuse.artifact.chunks import CHUNK_BYTES, ChunkDigests, chunk_count
 from fuse.artifact.digest import Digest
+from fuse.artifact.manifest import MAX_BLOB_BYTES
 from fuse.artifact.reference import Reference
-from fuse.cache.index import entry_of
+from fuse.cache.index import IndexWriter, entry_of
+from fuse.cache.keys import BlobKey
+from fuse.cache.store import CacheStore
+from fuse.fetch.blobs import BlobState
 from fuse.fetch.mounts import Mount, Port
-from fuse.fetch.queue import Priority, Run
+from fuse.fetch.runs import Priority, Run
 from fuse.registry.access import Access, Endpoint
 from fuse.registry.repository import Repository
 from tests.support.fetcher import wait_until
-from tests.support.fetchrig import BLOCKS, CONTENT, DIGEST, Recorder, Rig, expected
+from tests.support.fetchrig import BLOCKS, CONTENT, DIGEST, SCOPE, Recorder, Rig, expected
 from tests.support.registry import FaultyRegistry
 
 MIB = 1024 * 1024
@@ -200,6 +204,29 @@ def test_what_was_cached_before_is_proven_from_the_disk(rig: Chunked, registry: 
 
     assert asked == len(registry.requests("blob"))
     assert expected(9) == seen.block(9)
+
+
+def test_an_index_of_terabytes_of_nothing_takes_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may push an artifact may claim 4 TiB: only what is there of it is looked at, while everybody waits for the lock."""
+    looked_at: list[int] = []
+    is_marked = IndexWriter.is_marked
+
+    def counted(index: IndexWriter, block: int, proof: int) -> bool:
+        looked_at.append(block)
+        return is_marked(index, block, proof)
+
+    monkeypatch.setattr(IndexWriter, "is_marked", counted)
+    chunks = ChunkDigests(size := MAX_BLOB_BYTES, bytes(32 * chunk_count(size)))
+    blob = BlobState(BlobKey(DIGEST, size, SCOPE))
+    blob.chunks = chunks
+    writer = CacheStore(tmp_path).open(blob.key)
+    try:
+        writer.index.publish(9, 1 << 63)
+        assert [(9, 1)] == blob.adopt(writer, {5})
+        assert {5} == blob.unproven
+        assert [8, 9, 10, 11, 20, 21, 22, 23] == looked_at
+    finally:
+        writer.close()
 
 
 def test_what_is_taken_back_is_so_on_the_disk_too(rig: Chunked) -> None:

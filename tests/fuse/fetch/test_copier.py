@@ -13,8 +13,9 @@ import pytest
 from fuse.artifact.digest import Digest
 from fuse.cache.copies import KIND, Copies, CopyWriter
 from fuse.cache.index import BLOCK_BYTES, COMPLETE, VERIFIED, entry_of
+from fuse.cache.keys import BlobKey, scope_of
 from fuse.cache.pins import mount_pin
-from fuse.cache.store import BlobKey, CacheStore, scope_of
+from fuse.cache.store import CacheStore
 from fuse.errors import NotFound
 from fuse.fetch import copier, protocol
 from fuse.fetch.blobs import BlobState

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fuse.cache.store import BlobWriter
+from fuse.cache.writer import BlobWriter
 from fuse.fetch import verify
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 from tests.conftest import need_program
 from tests.support.disks import ext4, tmpfs
 from tests.support.fetcher import FetcherProcess, wait_until
@@ -145,6 +145,38 @@ def test_a_removed_cache_directory_ends_the_fetcher(tmp_path: Path, registry: Fa
         shutil.rmtree(cache)
         worker.want(0, 0)
         assert fetcher.process.wait(10) == 0
+
+
+def test_a_block_that_cannot_be_read_is_fetched_anew_for_the_digest(
+    tmp_path: Path, registry: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sector goes bad before the whole was verified: the block is taken back, and whoever waits for the whole gets it."""
+    cache = tmp_path / "c"
+    cache.mkdir()
+    bad = {5}
+    read = verify.read_quietly
+    read_into = BlobWriter.read_into
+
+    def fails(fd: int, content: memoryview, offset: int) -> bool:
+        if bad & {*range(offset // MIB, (offset + len(content)) // MIB)}:
+            raise OSError(errno.EIO, "as the test says")
+        return read(fd, content, offset)
+
+    def fails_too(writer: BlobWriter, block: int, buffer: memoryview) -> memoryview:
+        if block in bad:
+            bad.remove(block)  # it is written anew to a good sector
+            raise OSError(errno.EIO, "as the test says")
+        return read_into(writer, block, buffer)
+
+    monkeypatch.setattr(verify, "read_quietly", fails)
+    monkeypatch.setattr(BlobWriter, "read_into", fails_too)
+    with rig_on(cache, registry) as rig:
+        port, seen = rig.mount()
+        rig.want(port, 0, BLOCKS)
+        rig.engine.want_whole(port, 0)
+        seen.wait(lambda: seen.whole, "the whole to be verified")
+        assert not bad
+        assert rig.engine.tally.counts()["blocks_damaged"] == 1
 
 
 def test_a_blob_that_was_not_synced_is_hashed_and_synced_again(

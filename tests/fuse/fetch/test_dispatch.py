@@ -11,10 +11,12 @@ import pytest
 
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.dispatch import Dispatcher
-from fuse.fetch.queue import ALIGNED, LEAST_BACKGROUND, Priority, Run
+from fuse.fetch.queue import ALIGNED, LEAST_BACKGROUND
+from fuse.fetch.runs import Priority, Run
 from tests.support.fetcher import wait_until
 
 

@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 
+from fuse import wire
 from fuse.artifact.digest import Digest
-from fuse.cache.store import BlobKey, BlobWriter, CacheStore, scope_of
+from fuse.cache.keys import BlobKey, scope_of
+from fuse.cache.store import CacheStore
+from fuse.cache.writer import BlobWriter
 from fuse.errors import Corrupt, Forbidden, NotFound, from_fault
 from fuse.fetch import protocol
 from fuse.fetch.inventory import Inventory
 from fuse.fetch.mounts import Port
-from fuse.fetch.queue import Priority
 from fuse.fetch.reader import EngineReader
+from fuse.fetch.runs import Priority
 from fuse.registry import ranges
 from tests.support.fetcher import pattern, wait_until
 from tests.support.fetchrig import BLOCKS, CONTENT, DIGEST, MIB, SCOPE, Recorder, Rig, expected
@@ -470,6 +473,18 @@ def test_the_engines_own_reader_goes_through_the_cache(rig: Rig, registry: Fault
         with pytest.raises(NotFound):
             reader.read(Digest.of(b"nobody has this"), 10, 0, 10)
     wait_until(lambda: not rig.engine.shelf.states(), "everything to be let go")
+
+
+def test_a_block_that_is_lent_too_late_is_not_kept(rig: Rig) -> None:
+    """A lane has it in its hands while the resolve that asked for it ends: its memory goes with that."""
+    reader = EngineReader(rig.engine, rig.source(), "registry.example/m", threading.Event())
+    reader.read(DIGEST, len(CONTENT), 0, 10)
+    ((_, port, _),) = reader._open.values()
+    reader.close()
+    lent = wire.sealed_memfd("block", b"late")
+    port.sink.send(protocol.Loan(blob=0, block=0), (lent,))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(lent)
 
 
 def test_closing_ports_and_mounts_leaves_nothing(rig: Rig, registry: FaultyRegistry) -> None:

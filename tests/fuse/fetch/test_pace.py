@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fuse.artifact.digest import Digest
 from fuse.cache.index import BLOCK_BYTES
-from fuse.cache.store import BlobKey, scope_of
+from fuse.cache.keys import BlobKey, scope_of
 from fuse.fetch.blobs import BlobState
 from fuse.fetch.pace import LEAST, Pace
-from fuse.fetch.queue import Priority, Queue
+from fuse.fetch.queue import Queue
+from fuse.fetch.runs import Priority
 
 
 def paced(pace: Pace, *, busy: float, times: int) -> Pace:

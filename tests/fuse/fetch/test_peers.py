@@ -9,7 +9,7 @@ import pytest
 
 from fuse.artifact.reference import Reference
 from fuse.fetch.mounts import Port
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 from fuse.registry.access import Access, Endpoint
 from fuse.registry.health import DETOURS_PER_S
 from fuse.registry.repository import Repository

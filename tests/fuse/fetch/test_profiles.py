@@ -24,8 +24,9 @@ from fuse.errors import InvalidArtifact, NotFound
 from fuse.fetch import protocol
 from fuse.fetch.lookups import Lookup, Lookups
 from fuse.fetch.profiles import LEARNED, PUSHED
-from fuse.fetch.queue import Priority, Queue
+from fuse.fetch.queue import Queue
 from fuse.fetch.referred import NONE_HOLDS_S
+from fuse.fetch.runs import Priority
 from fuse.filesystem.table import Artifact, Blob, Node, Table, encode
 from fuse.registry.access import Access, Endpoint
 from fuse.registry.origin import Origin

@@ -8,7 +8,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuse.fetch.queue import ALIGNED, FAR, LEAST_BACKGROUND, RUN_LIMITS, Priority, Queue, Run
+from fuse.fetch.queue import ALIGNED, FAR, LEAST_BACKGROUND, RUN_LIMITS, Queue
+from fuse.fetch.runs import Priority, Run
 from fuse.fetch.shares import LaneCounts, Shares
 
 DEMAND, READAHEAD, BACKGROUND = Priority.DEMAND, Priority.READAHEAD, Priority.BACKGROUND

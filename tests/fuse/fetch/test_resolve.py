@@ -431,6 +431,34 @@ def test_too_many_entries_are_refused_before_all_are_read(monkeypatch: pytest.Mo
     assert len(shelf.reads) <= 4 * resolving.READERS
 
 
+def test_what_layers_hold_together_is_bounded_where_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One archive that many layers name: each has room for it, all together do not, and none is kept beyond that."""
+    monkeypatch.setattr(resolving, "MAX_ENTRIES", 50)
+    shelf = Shelf()
+    layer = shelf.layer(TAR, archive(*[(named(f"{number}"), b"") for number in range(20)]))
+    shelf.model(*[layer] * 4 * resolving.READERS)
+    kept: list[int] = []
+    take = resolving._Room.take
+
+    def counted(room: resolving._Room, found: list[Any]) -> None:
+        take(room, found)
+        kept.append(len(found))
+
+    monkeypatch.setattr(resolving._Room, "take", counted)
+    with pytest.raises(InvalidArtifact, match="more than 50"):
+        resolved(shelf)
+    assert sum(kept) <= 50
+
+
+def test_names_of_all_layers_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each archive keeps within the limit, all of them do not."""
+    monkeypatch.setattr(resolving, "MAX_PATHS_BYTES", 300)
+    shelf = Shelf()
+    shelf.model(*[shelf.layer(TAR, archive((named(f"{number}" * 90), b"x"))) for number in range(4)])
+    with pytest.raises(InvalidArtifact, match="names"):
+        resolved(shelf)
+
+
 def test_a_generic_artifacts_config_is_not_asked_for() -> None:
     """It could be anything, of any size."""
     shelf = Shelf()

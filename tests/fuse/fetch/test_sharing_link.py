@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fuse.fetch.courtesy import LEAVES
-from fuse.fetch.queue import LEAST_BACKGROUND, Priority
+from fuse.fetch.queue import LEAST_BACKGROUND
+from fuse.fetch.runs import Priority
 from tests.support.fetcher import wait_until
 from tests.support.fetchrig import BLOCKS, CONTENT, MIB, Rig, expected
 from tests.support.registry import FaultyRegistry

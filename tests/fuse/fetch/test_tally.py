@@ -10,7 +10,7 @@ import pytest
 
 from fuse.cache.quota import Candidate, Disk, Limits
 from fuse.cache.store import CacheStore
-from fuse.fetch.queue import Priority
+from fuse.fetch.runs import Priority
 from fuse.fetch.space import Space
 from fuse.fetch.tally import Tally
 from tests.support.fetchrig import CONTENT, DIGEST, MIB, Rig

@@ -41,6 +41,7 @@ class Mounts:
                 holder_pid=os.getpid(),
                 bytes_cached=1,
                 bytes_total=2,
+                targets=(f"/pods/{'x' * 200}",) * 20,
             )
             for path in self.paths
         ]
@@ -62,7 +63,7 @@ def run_dir() -> Iterator[Path]:
 
 
 def test_commands_see_the_mounts_of_all_holders(run_dir: Path) -> None:
-    """Also more than fit into one message; sockets of the dead and other files are passed over."""
+    """Also more, and of more pods, than fit into one message; sockets of the dead and other files are passed over."""
     servers = [ControlServer(Mounts(*(f"/m/{name}{number}" for number in range(100))), run_dir, name) for name in "ab"]
     wire.listen(run_dir / "dead.sock").close()
     (run_dir / "file.log").touch()

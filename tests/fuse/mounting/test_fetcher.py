@@ -204,6 +204,18 @@ def test_a_request_without_network_has_a_limit(client: FetcherClient) -> None:
         os.kill(connection.pid, signal.SIGCONT)
 
 
+def test_answers_that_nobody_waits_for_are_forgotten(client: FetcherClient) -> None:
+    """Whoever asks for the progress of a mount gives up after a second: a busy fetcher's late answers do not gather for ever."""
+    connection = client.connection()
+    for _ in range(3):
+        question = connection.question("")
+        assert question is not None
+        until(lambda asked=question: asked.answered, "the answer")
+    assert len(connection._pending) <= 1
+    connection.drop_question("")
+    assert not connection._pending
+
+
 def test_a_peer_that_talks_nonsense_is_left(here: Place) -> None:
     """It parses hostile input, so its own words are not trusted either."""
     path = here.box.run / "nonsense.sock"

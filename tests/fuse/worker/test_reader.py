@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import trio
@@ -113,6 +113,24 @@ def test_any_range_of_any_file_is_its_bytes(fetcher: FakeFetcher) -> None:
             content = [CONTENT, OTHER, b""][blob][start : start + size]
             offset, length = chance.randrange(0, size + 10), chance.choice([1, 4096, 131072, BLOCK, 3 * BLOCK])
             assert await bench.read(ino, offset, length) == content[offset : offset + length]
+
+    run(fetcher, body)
+
+
+def test_a_read_waits_for_a_thread(fetcher: FakeFetcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a limit of processes has been reached it is late, and does not fail: who maps the file would die of that."""
+    in_thread, refusals = trio.to_thread.run_sync, iter((True, True))
+
+    async def full(*arguments: Any, **named: Any) -> Any:
+        if next(refusals, False):
+            raise RuntimeError("can't start new thread")
+        return await in_thread(*arguments, **named)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", full)
+
+    async def body(bench: Bench) -> None:
+        assert await bench.read(WHOLE, 5, 100) == CONTENT[5:105]
+        assert not next(refusals, False)
 
     run(fetcher, body)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fuse.worker import handshake
 from tests.support.fetchsession import BLOCK
 from tests.support.fusemount import bound
 from tests.support.workerprocess import MountedWorker, mounted_worker
@@ -81,6 +82,28 @@ def test_worker_that_died_before_it_could_tell_its_reply_is_replaced() -> None:
         worker.start()
         worker.fetcher.release()
         assert _right(reader)
+
+
+def test_reads_that_are_sent_again_to_who_has_them_are_answered() -> None:
+    """A holder asks for what a dead worker held; its successor has asked itself, and has taken them by then."""
+    with mounted_worker([CONTENT], FILES) as worker:
+        worker.fetcher.held = True
+        reader = _md5(worker.path / "model.bin")
+        worker.waiting_for(1)
+        os.write(worker.mount.device, handshake.RESEND)
+        worker.waiting_for(2)
+        os.write(worker.mount.device, handshake.RESEND)
+        worker.waiting_for(3)
+        worker.fetcher.release()
+        assert _right(reader)
+        worker.report()  # it lives
+
+
+def test_a_worker_that_the_kernel_refuses_says_why() -> None:
+    """Whoever started it, and waits, is told in words, not by a traceback in a log."""
+    refused = pytest.raises(AssertionError, match=r"mount_failed.*does not take our answer")
+    with mounted_worker([CONTENT], FILES, start=False) as worker, open("/dev/null", "rb") as no_device, refused:
+        worker.start(device=no_device.fileno())
 
 
 def test_fetcher_and_worker_may_die_together() -> None:
