@@ -23,7 +23,7 @@ import structlog
 
 from csi import mounts
 from csi.admissions import Admissions
-from csi.mounts import SharedMounts
+from csi.mounts import Checkpoint, SharedMounts
 from csi.operations import Operation, Operations
 from csi.proof import Admitting, proven
 from csi.requests import PublishRequest, VolumeKey
@@ -60,7 +60,7 @@ class Publisher:
         shared: SharedMounts,
         access: AccessSource,
         rules: TargetRules,
-        checkpoint: Callable[[str], None] = lambda _: None,
+        checkpoint: Checkpoint = lambda _: None,
     ) -> None:
         """`checkpoint` is called with the name of every step that was done: where a test kills the process."""
         self.records = records
@@ -287,7 +287,7 @@ class Publisher:
     # ---- small parts ----
 
     def _hold(
-        self, record: VolumeRecord, artifact: ResolvedArtifact, admission: Admission, checkpoint: Callable[[str], None]
+        self, record: VolumeRecord, artifact: ResolvedArtifact, admission: Admission, checkpoint: Checkpoint
     ) -> None:
         self.shared.hold(
             artifact,
