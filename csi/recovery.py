@@ -113,7 +113,7 @@ class Mender:
             self._due[name] = (due, min(_LONGEST_PAUSE_S, pause_s * 2))
 
     def _mend(self, record: VolumeRecord) -> None:
-        def work(operation: Operation) -> None:
+        def work(operation: Operation[None]) -> None:
             # Read again: kubelet may have been faster.
             current = self._publisher.records.get(record.name)
             if current is None:
@@ -132,7 +132,7 @@ class Mender:
             else:
                 self._publisher.undo(current)
 
-        operation = Operation("repair", record.volume_id, record.name)
+        operation: Operation[None] = Operation("repair", record.volume_id, record.name)
         # An unpublish or publish that is under way makes this superfluous, or is followed by another try.
         self._publisher.operations.run(operation, record.target, work, limit_s=0)
 
