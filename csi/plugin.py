@@ -136,10 +136,11 @@ class NodePlugin:
             if self._exposition is not None:
                 self._exposition.serve()
             undo.callback(self._mender.close)
+            undo.callback(self._renewals.close)
+            undo.callback(self._publisher.operations.end)  # first, as in `stop`: what waits for a registry gives up
             recover(self._publisher, self._shared, self._rules, self._mender)
             # Who is told that we are ready may send pods at once; those of before come first.
             self._manager.wait_served(_SERVED_LIMIT_S)
-            undo.callback(self._renewals.close)
             self._renewals.start()
             self._server.start()
             self._presence.start()

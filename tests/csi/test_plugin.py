@@ -7,7 +7,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -26,15 +25,9 @@ from fuse.mounting.mountinfo import MountTable
 from fuse.registry.access import Access
 from tests.csi.fakes import FakeAccess, FakeManager
 from tests.csi.harness import Kubelet, Place, code_of, create_request, publish_request, running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("form", ["unix://{}", "unix:{}", "{}"])
@@ -210,7 +203,7 @@ def test_volumes_whose_mounts_died_are_mounted_again(place: Place) -> None:
 
     manager.on_resolve = resolve
     with running(place, manager) as (plugin, kubelet):
-        wait_until(lambda: "no answer" in kubelet.stats(target).volume_condition.message)
+        until(lambda: "no answer" in kubelet.stats(target).volume_condition.message, "it was tried")
         condition = kubelet.stats(target).volume_condition
         assert condition.abnormal
         assert re.match(
@@ -220,7 +213,7 @@ def test_volumes_whose_mounts_died_are_mounted_again(place: Place) -> None:
         away.clear()
         plugin._mender._due = dict.fromkeys(plugin._mender._due, (0.0, 1.0))
         plugin._mender._wake.set()
-        wait_until(lambda: not kubelet.stats(target).volume_condition.abnormal)
+        until(lambda: not kubelet.stats(target).volume_condition.abnormal, "it is healed")
         after = MountTable.read().at(target)
         assert before is not None
         assert after is not None
@@ -228,6 +221,30 @@ def test_volumes_whose_mounts_died_are_mounted_again(place: Place) -> None:
         assert manager.resolved[-1][0].startswith("registry.example.com/models/tiny:v1@sha256:")
         kubelet.unpublish(target)
         assert place.leftovers() == []
+
+
+def test_a_start_that_fails_waits_for_no_registry(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has begun to mend by then is given up."""
+    with running(place, FakeManager()) as (_, kubelet):
+        kubelet.publish(place.target())
+    manager = FakeManager()
+    asked, given_up = threading.Event(), []
+
+    def hang(_reference: str, cancel: threading.Event | None) -> None:
+        asked.set()
+        assert cancel is not None
+        given_up.append(cancel.wait(10))
+
+    def fail(_server: Server) -> None:
+        assert asked.wait(10)
+        raise Conflict("another node plugin serves this socket")
+
+    manager.on_resolve = hang
+    monkeypatch.setattr(Server, "start", fail)
+    with pytest.raises(Conflict):
+        NodePlugin(place.settings(), manager).start()
+    assert [True] == given_up
+    assert manager.closed_with
 
 
 def test_a_dead_volume_is_unpublished_without_the_registry(place: Place) -> None:
@@ -257,8 +274,8 @@ def test_a_mount_that_dies_is_mounted_again(place: Place, manager: FakeManager) 
         manager.unmount(name, lazy=True)
         assert manager.on_gone is not None
         manager.on_gone(status)
-        wait_until(lambda: MountTable.read().at(target) is not None and MountTable.read().at(mountpoint) is not None)
-        wait_until(lambda: not kubelet.stats(target).volume_condition.abnormal)
+        until(lambda: MountTable.read().at(target) and MountTable.read().at(mountpoint), "it is there again")
+        until(lambda: not kubelet.stats(target).volume_condition.abnormal, "it is healed")
         kubelet.unpublish(target)
         assert place.leftovers() == []
 
