@@ -8,20 +8,26 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from csi.lanes import Lanes
+from csi.operations import Operation
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc as rpc
 from csi.pinning import MountingPinner
 from csi.plugin import NodePlugin
 from csi.provisioner import Provisioner
+from csi.publisher import Publisher
 from csi.server import Server, socket_path
 from csi.slots import MAX_SLOW_CALLS
+from csi.volumes import VolumeRecord
 from fuse.errors import Conflict, InvalidConfig, Unavailable
 from fuse.mounting import device
 from fuse.mounting.mountinfo import MountTable
+from fuse.mounting.reasons import Reason
 from fuse.registry.access import Access
 from tests.csi.fakes import FakeAccess, FakeManager
 from tests.csi.harness import Kubelet, Place, code_of, create_request, publish_request, running
@@ -219,6 +225,66 @@ def test_volumes_whose_mounts_died_are_mounted_again(place: Place) -> None:
         assert after is not None
         assert before.device != after.device
         assert manager.resolved[-1][0].startswith("registry.example.com/models/tiny:v1@sha256:")
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
+
+
+def test_a_registry_that_hangs_keeps_no_other_volume_dead(place: Place) -> None:
+    """However many volumes wait for it."""
+    places = [place.target(volume=f"h{number}") for number in range(20)]
+    target = place.target()
+    with running(place, FakeManager()) as (plugin, kubelet):
+        for number, hanging in enumerate(places):
+            kubelet.publish(hanging, volume_id=f"h{number}", reference="hangs.example.com/models/tiny:v1")
+        kubelet.publish(target)
+        (record,) = [record for record in plugin._records.all() if record.volume_id == "csi-1"]
+    manager = FakeManager()
+
+    def resolve(reference: str, cancel: threading.Event | None) -> None:
+        assert cancel is not None
+        if reference.startswith("hangs"):
+            cancel.wait(30)
+
+    manager.on_resolve = resolve
+    with running(place, manager) as (plugin, kubelet):
+        until(lambda: not kubelet.stats(target).volume_condition.abnormal, "the other one is mounted again")
+        assert plugin._publisher.is_served(record)
+        assert kubelet.stats(places[0], volume_id="h0").volume_condition.abnormal
+        for number, hanging in enumerate(places):
+            kubelet.unpublish(hanging, volume_id=f"h{number}")
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
+    assert not plugin._mender._lanes.offer("late", "", place.clear)
+
+
+def test_what_dies_while_it_is_mended_is_mended_again(place: Place, manager: FakeManager) -> None:
+    """The mount that was just made is taken away before anybody has seen it."""
+    target = place.target()
+    with running(place, manager) as (plugin, kubelet):
+        kubelet.publish(target)
+        (record,) = plugin._records.all()
+        remounted: list[VolumeRecord] = []
+        offered: list[bool] = []
+
+        def remount(operation: Operation[None], current: VolumeRecord) -> None:
+            Publisher.remount(plugin._publisher, operation, current)
+            remounted.append(current)
+            if len(remounted) == 1:
+                device.unmount(target, lazy=True)
+                plugin._mender.add(current, Reason.UNMOUNTED, "it was unmounted")
+                until(lambda: False in offered, "it is thought of while this is under way")
+
+        def offer(*piece: Any) -> bool:
+            offered.append(Lanes.offer(plugin._mender._lanes, *piece))
+            return offered[-1]
+
+        plugin._mender._lanes.offer = offer  # type: ignore[method-assign]
+        plugin._publisher.remount = remount  # type: ignore[method-assign]
+        device.unmount(target, lazy=True)
+        plugin._mender.add(record, Reason.UNMOUNTED, "it was unmounted")
+        until(lambda: not plugin._mender._due, "it is mended")
+        assert plugin._publisher.is_served(record)
+        assert 2 == len(remounted)
         kubelet.unpublish(target)
         assert place.leftovers() == []
 
