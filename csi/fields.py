@@ -16,6 +16,8 @@ _MAX_ID_BYTES: Final = 1024
 """CSI says 128; kubelet sends volume handles of PersistentVolumes as they are, and lengths are no danger to us."""
 _HARMLESS_FLAGS: Final = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"})
 """Mount options of a PersistentVolume that are in force anyway."""
+WHITE_SPACE: Final = frozenset("\t\n\r")
+"""Control characters that CSI lets the name of a new volume have."""
 _CAPABILITY: Final = "volume_capability"
 
 
@@ -24,12 +26,12 @@ def required(field: str, text: str) -> None:
         raise InvalidRequest("it is missing", where=field, fix=CALLER)
 
 
-def identifier(field: str, text: str) -> str:
-    """`text`, if it can name something. Raises InvalidRequest."""
+def identifier(field: str, text: str, *, harmless: frozenset[str] = frozenset()) -> str:
+    """`text`, if it can name something; `harmless` are control characters that may be in it. Raises InvalidRequest."""
     required(field, text)
     if len(text.encode()) > _MAX_ID_BYTES:
         raise InvalidRequest(f"longer than {_MAX_ID_BYTES} bytes", where=field, fix="use a shorter one")
-    if any(unicodedata.category(character) == "Cc" for character in text):
+    if any(unicodedata.category(character) == "Cc" for character in set(text) - harmless):
         raise InvalidRequest("holds control characters", where=field, fix="use another one")
     return text
 
@@ -60,4 +62,8 @@ def capability(asked: pb.VolumeCapability) -> int:
         )
     if asked.mount.volume_mount_group:
         raise InvalidRequest("volume_mount_group is not supported", where=_CAPABILITY, fix="use fsGroupPolicy: None")
-    return int(asked.access_mode.mode)
+    mode = int(asked.access_mode.mode)
+    if mode not in pb.VolumeCapability.AccessMode.Mode.values():
+        # Of a later CSI: nobody here knows what it promises.
+        raise InvalidRequest(f"access mode {mode} is not known", where=_CAPABILITY, fix="use ReadOnlyMany")
+    return mode

@@ -155,8 +155,9 @@ def test_every_access_mode_is_accepted(mode: int) -> None:
             mount=pb.VolumeCapability.MountVolume(volume_mount_group="7"),
             access_mode=pb.VolumeCapability.AccessMode(mode=1),
         ),
+        capability(8),
     ],
-    ids=["no access type", "no mode", "block", "mount flags", "group"],
+    ids=["no access type", "no mode", "block", "mount flags", "group", "a mode of a later CSI"],
 )
 def test_a_capability_that_cannot_be_given_is_refused(broken: pb.VolumeCapability) -> None:
     """And the mount flags, which may be sensitive, are not repeated."""
