@@ -174,6 +174,31 @@ def test_a_provider_that_hangs_keeps_no_other_registry_waiting(place: Place, man
     assert not plugin._renewals._lanes.offer("late", "", hung.clear)
 
 
+def test_a_repeated_publish_comes_before_a_renewal_under_way(place: Place, manager: FakeManager) -> None:
+    """Kubelet is not told to come back because a provider hangs."""
+    access = FakeAccess()
+    access.ambient = "old"
+    manager.passwords = {"old", "new"}
+    target = place.target()
+    asked = threading.Event()
+
+    def hang_at_first(_reference: str, cancel: threading.Event | None) -> None:
+        if access.written and not asked.is_set():
+            asked.set()
+            assert cancel is not None
+            assert cancel.wait(10)
+            raise Cancelled("given up while credentials were being fetched")
+
+    access.on_admit = hang_at_first
+    with node(place, manager, access) as (_, kubelet):
+        kubelet.publish(target, reference=PRIVATE)
+        access.ambient, access.written = "new", 1
+        assert asked.wait(10)
+        kubelet.publish(target, reference=PRIVATE)
+        assert ["new"] == in_force(manager)
+        kubelet.unpublish(target)
+
+
 def test_what_the_administrator_changes_counts_for_what_runs(place: Place, manager: FakeManager) -> None:
     """For volumes that came in by the rung that changed; a registry that does not answer is asked again."""
     access = FakeAccess()

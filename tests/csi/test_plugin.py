@@ -57,7 +57,22 @@ def test_only_root_may_talk_to_the_socket(place: Place, manager: FakeManager) ->
         assert place.socket.lstat().st_mode & 0o777 == 0o600
         assert place.socket.parent.stat().st_mode & 0o777 == 0o700
         assert sorted(path.name for path in place.socket.parent.iterdir()) == ["csi.sock", "mounts"]
+        for directory in (place.mounts, place.state, place.state / "volumes"):
+            assert directory.stat().st_mode & 0o777 == 0o700
     assert not place.socket.exists()
+
+
+@pytest.mark.parametrize("missing", ["umask", "chmod"])
+def test_the_socket_is_nobody_elses_by_two_means(
+    place: Place, manager: FakeManager, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """It is made with its mode, so that it never has a wider one; and given it, as a default ACL overrules the first."""
+    if missing == "umask":
+        monkeypatch.setattr("os.umask", lambda _mask: 0)
+    else:
+        monkeypatch.setattr(Path, "chmod", lambda *_: None)
+    with running(place, manager):
+        assert place.socket.lstat().st_mode & 0o777 == 0o600
 
 
 def test_a_dead_socket_is_replaced(place: Place, manager: FakeManager) -> None:
@@ -115,24 +130,27 @@ def test_mounts_are_kept_when_volumes_are_published_only(place: Place) -> None:
 
 
 def test_ending_cancels_what_is_under_way(place: Place, manager: FakeManager) -> None:
-    """A publish that waits for a registry does not hold up the end, and leaves nothing."""
+    """A publish that waits for a registry does not hold up the end, and leaves nothing; meanwhile the plugin is not ready."""
     entered = threading.Event()
 
     def wait(_reference: str, cancel: threading.Event | None) -> None:
         assert cancel is not None
         entered.set()
         assert cancel.wait(10)
+        ready.append(kubelet.identity.Probe(pb.ProbeRequest(), timeout=5).ready.value)
 
     manager.on_resolve = wait
     plugin = NodePlugin(place.settings(), manager)
     plugin.start()
     with Kubelet(place.socket) as kubelet:
+        ready = [kubelet.identity.Probe(pb.ProbeRequest(), timeout=5).ready.value]
         call = kubelet.node.NodePublishVolume.future(publish_request(place.target()))
         assert entered.wait(5)
         started = time.monotonic()
         plugin.stop()
         assert time.monotonic() - started < 5
         assert code_of(call.exception()) in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
+    assert ready == [True, False]
     assert place.leftovers() == []
 
 
@@ -255,6 +273,30 @@ def test_a_registry_that_hangs_keeps_no_other_volume_dead(place: Place) -> None:
         kubelet.unpublish(target)
         assert place.leftovers() == []
     assert not plugin._mender._lanes.offer("late", "", place.clear)
+
+
+def test_a_repeated_publish_comes_before_a_mending_under_way(place: Place) -> None:
+    """Kubelet is not told to come back: what it asks for is done in place of what waits for a registry."""
+    target = place.target()
+    with running(place, FakeManager()) as (_, kubelet):
+        kubelet.publish(target)
+    manager = FakeManager()
+    asked = threading.Event()
+
+    def hang_at_first(_reference: str, cancel: threading.Event | None) -> None:
+        if not asked.is_set():
+            asked.set()
+            assert cancel is not None
+            assert cancel.wait(10)
+
+    manager.on_resolve = hang_at_first
+    with running(place, manager) as (plugin, kubelet):
+        assert asked.wait(10)
+        kubelet.publish(target)
+        (record,) = plugin._records.all()
+        assert plugin._publisher.is_served(record)
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
 
 
 def test_what_dies_while_it_is_mended_is_mended_again(place: Place, manager: FakeManager) -> None:

@@ -1,4 +1,4 @@
-"""What the configuration says of credentials holds in the node plugin that its command starts."""
+"""What the configuration says of registries and credentials holds in the plugins that `weightless csi` starts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from csi import given
+from csi.controller_plugin import ControllerSettings
 from csi.kubernetes.annotations import AnnotationReader
 from csi.plugin import PluginSettings
+from csi.provisioner import Provisioner
 from fuse.credentials.given import Given
 from fuse.errors import Unauthenticated
 from fuse.mounting.access import AccessReader
@@ -19,7 +21,7 @@ from tests.support.apiserver import FakeApiServer
 from tests.support.leaks import Sandbox, sandbox
 from tests.support.provider import Programs, pod_of
 from weightless import config
-from weightless.commands import node
+from weightless.commands import controller, node
 from weightless.options import Settings
 
 REFERENCE = "127.0.0.1:5000/models/tiny:v1"
@@ -44,6 +46,13 @@ class Started(Exception):
 
     def __init__(self, settings: PluginSettings) -> None:
         self.settings = settings
+
+
+class StartedController(Exception):
+    """Likewise."""
+
+    def __init__(self, provisioner: Provisioner) -> None:
+        self.access: Any = provisioner._access
 
 
 Start = Callable[..., AccessReader]
@@ -91,6 +100,25 @@ def start(box: Sandbox, programs: Programs, monkeypatch: pytest.MonkeyPatch) -> 
         return access
 
     return run
+
+
+def test_who_writes_a_pod_or_a_claim_reaches_nothing_on_the_plugins_own_machine(
+    start: Start, box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reference is a stranger's word: loopback is where the node's own services are."""
+
+    def begin(_settings: ControllerSettings, provisioner: Provisioner) -> None:
+        raise StartedController(provisioner)
+
+    monkeypatch.setattr(controller, "ControllerPlugin", begin)
+    with pytest.raises(StartedController) as caught:
+        controller.run(
+            Settings(cache_path=str(box.cache), certs_path=None),
+            endpoint=f"unix://{box.root}/csi.sock",
+            metrics_address=None,
+        )
+    for access in (start("", allow=("anonymous",)), caught.value.access):
+        assert not access.admit(REFERENCE).access.local_allowed
 
 
 def alice() -> Given:
