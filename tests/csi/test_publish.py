@@ -376,6 +376,8 @@ def test_a_foreign_mount_at_the_target_is_left_alone(place: Place, manager: Fake
             kubelet.publish(target)
         assert code_of(caught.value) is grpc.StatusCode.ALREADY_EXISTS
         assert "tmpfs" in details_of(caught.value)
+        with pytest.raises(grpc.RpcError, match="tmpfs is mounted there, which is not ours"):
+            kubelet.unpublish(target)
         assert MountTable.read().at(target).file_system == "tmpfs"  # type: ignore[union-attr]
 
 

@@ -113,6 +113,8 @@ def test_secrets_are_checked_without_showing_them() -> None:
     with pytest.raises(InvalidRequest) as caught:
         attributes.check_secrets({"pasword": PASSWORD})
     assert "'pasword'" in str(caught.value)
+    with pytest.raises(InvalidRequest, match="more than 1 MiB"):
+        attributes.check_secrets({"password": "x" * (1 << 20)})
     assert PASSWORD not in str(caught.value)
 
 
