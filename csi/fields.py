@@ -12,12 +12,12 @@ from csi.pb import csi_pb2 as pb
 from fuse.errors import InvalidRequest
 
 CALLER: Final = "Kubernetes always sends it: correct what calls in its place"
+WHITE_SPACE: Final = frozenset("\t\n\r")
+"""Control characters that CSI lets the name of a new volume have."""
 _MAX_ID_BYTES: Final = 1024
 """CSI says 128; kubelet sends volume handles of PersistentVolumes as they are, and lengths are no danger to us."""
 _HARMLESS_FLAGS: Final = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"})
 """Mount options of a PersistentVolume that are in force anyway."""
-WHITE_SPACE: Final = frozenset("\t\n\r")
-"""Control characters that CSI lets the name of a new volume have."""
 _CAPABILITY: Final = "volume_capability"
 
 
