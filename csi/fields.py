@@ -50,6 +50,10 @@ def capability(asked: pb.VolumeCapability) -> int:
     Raises InvalidRequest for what is incomplete, or what a model cannot give.
     """
     complete(asked)
+    if asked.access_mode.mode not in pb.VolumeCapability.AccessMode.Mode.values():
+        # Of a later CSI: nobody here knows what it promises.
+        number = int(asked.access_mode.mode)
+        raise InvalidRequest(f"access mode {number} is not known", where=_CAPABILITY, fix="use ReadOnlyMany")
     if asked.HasField("block"):
         raise InvalidRequest("a model is not a block device", where=_CAPABILITY, fix="use volumeMode: Filesystem")
     flags = [flag for flag in asked.mount.mount_flags if flag not in _HARMLESS_FLAGS]
@@ -62,8 +66,4 @@ def capability(asked: pb.VolumeCapability) -> int:
         )
     if asked.mount.volume_mount_group:
         raise InvalidRequest("volume_mount_group is not supported", where=_CAPABILITY, fix="use fsGroupPolicy: None")
-    mode = int(asked.access_mode.mode)
-    if mode not in pb.VolumeCapability.AccessMode.Mode.values():
-        # Of a later CSI: nobody here knows what it promises.
-        raise InvalidRequest(f"access mode {mode} is not known", where=_CAPABILITY, fix="use ReadOnlyMany")
-    return mode
+    return int(asked.access_mode.mode)
