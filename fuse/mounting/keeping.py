@@ -62,10 +62,10 @@ class Keeping:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._renewal: threading.Thread | None = None
-        self._absence: Absence | None = None
         self.history = History()
         self.away_since = 0.0
         """Unix time since when a keeper is wanted and not there; 0 when it is."""
+        self._absence: Absence | None = None
 
     @property
     def pid(self) -> int | None:
