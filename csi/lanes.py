@@ -46,17 +46,23 @@ class Lanes:
         self._closed = False
 
     def offer(self, key: str, group: str, work: Callable[[], None]) -> bool:
-        """Has `work` done as soon as there is room. False, and nothing, where work of this key waits or is under way, and after
-        `close`."""
+        """Has `work` done as soon as there is room. False, and nothing, where work of this key waits or is under way, where no
+        thread can be had, and after `close`."""
         with self._lock:
             if self._closed or key in self._keys:
                 return False
+            offered = _Piece(key=key, group=group, work=work)
             self._keys.add(key)
-            self._waiting.append(_Piece(key=key, group=group, work=work))
+            self._waiting.append(offered)
             if len(self._threads) < self._at_once and (piece := self._next_locked()):
-                thread = threading.Thread(target=self._run, args=(piece,), name=self._name, daemon=True)
-                self._threads.add(thread)
-                thread.start()
+                try:
+                    self._start_locked(piece)
+                except RuntimeError:  # no thread can be had just now: what waited before has those that are there
+                    self._under_way -= Counter((piece.group,))
+                    self._waiting.appendleft(piece)
+                    self._waiting.remove(offered)
+                    self._keys.remove(key)
+                    return False
         return True
 
     def close(self) -> None:
@@ -67,6 +73,11 @@ class Lanes:
             threads = list(self._threads)
         for thread in threads:
             thread.join()
+
+    def _start_locked(self, piece: _Piece) -> None:
+        thread = threading.Thread(target=self._run, args=(piece,), name=self._name, daemon=True)
+        thread.start()
+        self._threads.add(thread)
 
     def _run(self, piece: _Piece | None) -> None:
         while piece is not None:

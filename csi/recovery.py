@@ -104,7 +104,7 @@ class Mender:
         # What is taken away needs no registry, and so waits for none.
         group = record.registry if record is not None and record.stage == "published" else ""
         if not self._lanes.offer(name, group, lambda: self._try(name)):
-            with self._lock:  # it is under way still
+            with self._lock:  # it is under way still, or there is no thread for it
                 self._due[name] = time.monotonic() + _SOON_S, self._due[name][1]
 
     def _try(self, name: str) -> None:

@@ -93,6 +93,24 @@ def test_a_key_is_worked_on_once_at_a_time(hanging: Hanging) -> None:
     lanes.close()
 
 
+def test_without_a_thread_nothing_is_taken(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who offers is told, and may offer it again; what is under way goes on."""
+
+    def fail(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lanes = Lanes("lane", at_once=2, of_one_group=2)
+    lanes.offer("first", "", hanging.work("first"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        assert not lanes.offer("second", "", hanging.work("second"))
+    assert lanes.offer("second", "", hanging.work("second"))
+    until(lambda: len(hanging.begun) == 2, "both are under way")
+    hanging.let_go()
+    until(lambda: len(hanging.done) == 2, "both are done")
+    lanes.close()
+
+
 def test_close_gives_up_what_waits_and_waits_for_the_rest(hanging: Hanging) -> None:
     """Then nothing begins any more."""
     lanes = Lanes("lane", at_once=1)
