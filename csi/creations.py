@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from csi import attributes
-from csi.fields import CALLER, capability, complete, identifier
+from csi.fields import CALLER, WHITE_SPACE, capability, complete, identifier
 from csi.pb import csi_pb2 as pb
 from csi.templates import Claim, claim_of
 from fuse.errors import InvalidRequest, NotFound
@@ -41,7 +41,7 @@ class ValidateRequest:
 
 def create(request: pb.CreateVolumeRequest) -> CreateRequest:
     """Raises InvalidRequest."""
-    name = identifier("name", request.name)
+    name = identifier("name", request.name, harmless=WHITE_SPACE)
     _some(request.volume_capabilities)
     for asked in request.volume_capabilities:
         capability(asked)

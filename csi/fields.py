@@ -12,6 +12,8 @@ from csi.pb import csi_pb2 as pb
 from fuse.errors import InvalidRequest
 
 CALLER: Final = "Kubernetes always sends it: correct what calls in its place"
+WHITE_SPACE: Final = frozenset("\t\n\r")
+"""Control characters that CSI lets the name of a new volume have."""
 _MAX_ID_BYTES: Final = 1024
 """CSI says 128; kubelet sends volume handles of PersistentVolumes as they are, and lengths are no danger to us."""
 _HARMLESS_FLAGS: Final = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"})
@@ -24,12 +26,12 @@ def required(field: str, text: str) -> None:
         raise InvalidRequest("it is missing", where=field, fix=CALLER)
 
 
-def identifier(field: str, text: str) -> str:
-    """`text`, if it can name something. Raises InvalidRequest."""
+def identifier(field: str, text: str, *, harmless: frozenset[str] = frozenset()) -> str:
+    """`text`, if it can name something; `harmless` are control characters that may be in it. Raises InvalidRequest."""
     required(field, text)
     if len(text.encode()) > _MAX_ID_BYTES:
         raise InvalidRequest(f"longer than {_MAX_ID_BYTES} bytes", where=field, fix="use a shorter one")
-    if any(unicodedata.category(character) == "Cc" for character in text):
+    if any(unicodedata.category(character) == "Cc" for character in set(text) - harmless):
         raise InvalidRequest("holds control characters", where=field, fix="use another one")
     return text
 
@@ -48,6 +50,10 @@ def capability(asked: pb.VolumeCapability) -> int:
     Raises InvalidRequest for what is incomplete, or what a model cannot give.
     """
     complete(asked)
+    if asked.access_mode.mode not in pb.VolumeCapability.AccessMode.Mode.values():
+        # Of a later CSI: nobody here knows what it promises.
+        number = int(asked.access_mode.mode)
+        raise InvalidRequest(f"access mode {number} is not known", where=_CAPABILITY, fix="use ReadOnlyMany")
     if asked.HasField("block"):
         raise InvalidRequest("a model is not a block device", where=_CAPABILITY, fix="use volumeMode: Filesystem")
     flags = [flag for flag in asked.mount.mount_flags if flag not in _HARMLESS_FLAGS]

@@ -32,8 +32,10 @@ _IDENTITY = re.compile(r"[a-z2-7]{24}")
 _MAX_LAYERS: Final = 16
 """How many mounts may lie upon each other at one target before we stop taking them away."""
 
-_log = structlog.get_logger()
 Checkpoint = Callable[[str], None]
+"""Called with the name of every step that was done: where a test kills the process, or an operation is given up."""
+
+_log = structlog.get_logger()
 
 
 class Manager(Protocol):

@@ -78,7 +78,8 @@ class Node(rpc.NodeServicer):
                 pb.VolumeUsage(unit=pb.VolumeUsage.INODES, total=record.files, used=record.files),
             ],
             volume_condition=pb.VolumeCondition(
-                # It becomes an event of the pod: one line, and nothing in it that only the node may know.
+                # It becomes an event of the pod: one line, and nothing in it that only the node may know. Longer than what CSI
+                # lets a text be in general (128 bytes), for it says what a person should do.
                 abnormal=health.state != "healthy",
                 message=clean(health.sentence()),
             ),

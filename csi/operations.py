@@ -10,12 +10,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import Generic, TypeVar
 
 from fuse.errors import Cancelled, InProgress, WeightlessError, from_fault
 
+T = TypeVar("T")
 
-class Operation:
-    """One piece of work at one target."""
+
+class Operation(Generic[T]):
+    """One piece of work at one target. `T` is what it finds out, for all who join it."""
 
     def __init__(self, verb: str, volume_id: str, request: object) -> None:
         self.verb = verb
@@ -23,10 +27,8 @@ class Operation:
         self.request = request
         self.cancel = threading.Event()
         """Set when the work should be given up: it undoes what it did, and raises `Cancelled`."""
-        self.finished = threading.Event()
-        self.error: WeightlessError | None = None
-        self.result: object = None
-        """What the work found out, for all who joined it."""
+        self.outcome: Future[T] = Future()
+        """Set last, when another operation may already be at the target."""
 
     def check(self) -> None:
         """Raises Cancelled when the work should be given up."""
@@ -34,24 +36,24 @@ class Operation:
             raise Cancelled("given up, because the volume is being unpublished or the plugin is ending")
 
 
-class Operations:
+class Operations(Generic[T]):
     """All operations under way, by target path."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_target: dict[str, Operation] = {}
+        self._by_target: dict[str, Operation[T]] = {}
         self._closed = False
 
     def run(
         self,
-        operation: Operation,
+        operation: Operation[T],
         target: str,
-        work: Callable[[Operation], None],
+        work: Callable[[Operation[T]], T],
         *,
         cancels: tuple[str, ...] = (),
         limit_s: float | None = None,
-    ) -> Operation:
-        """Does `work`, or joins an equal operation and shares its outcome. Returns the operation that did it.
+    ) -> T:
+        """Does `work`, or joins an equal operation, and returns what it found out.
 
         Operations of the same volume whose verb is one of `cancels` are cancelled and waited for. Raises what the work
         raises, and InProgress when a different operation is under way, or when `limit_s` passes in waiting.
@@ -75,25 +77,25 @@ class Operations:
                 current.cancel.set()
             _wait(current, deadline, target)
             if same:
-                if current.error is not None:
-                    # A new object: several threads raise it, and each adds its own traceback.
-                    raise from_fault(current.error.to_fault())
-                return current
-        self._perform(operation, target, work)
-        return operation
+                return _outcome(current)
+        return self._perform(operation, target, work)
 
-    def _perform(self, operation: Operation, target: str, work: Callable[[Operation], None]) -> None:
-        operation.error = WeightlessError("the operation ended unexpectedly", where=target)
+    def _perform(self, operation: Operation[T], target: str, work: Callable[[Operation[T]], T]) -> T:
         try:
-            work(operation)
-            operation.error = None
-        except WeightlessError as error:
-            operation.error = error
+            found = work(operation)
+        except BaseException as error:
+            known = error if isinstance(error, WeightlessError) else None
+            told = known or WeightlessError("the operation ended unexpectedly", where=target)
+            self._leave(target)
+            operation.outcome.set_exception(from_fault(told.to_fault()))
             raise
-        finally:
-            with self._lock:
-                del self._by_target[target]
-            operation.finished.set()
+        self._leave(target)
+        operation.outcome.set_result(found)
+        return found
+
+    def _leave(self, target: str) -> None:
+        with self._lock:
+            del self._by_target[target]
 
     def end(self) -> None:
         """Starts no more, and cancels all, without waiting for them."""
@@ -102,10 +104,9 @@ class Operations:
     def close(self, limit_s: float) -> bool:
         """`end`, and waits. False when some have not ended in time."""
         pending = self._give_up()
-        deadline = time.monotonic() + limit_s
-        return all(operation.finished.wait(max(0.0, deadline - time.monotonic())) for operation in pending)
+        return not wait([operation.outcome for operation in pending], limit_s).not_done
 
-    def _give_up(self) -> list[Operation]:
+    def _give_up(self) -> list[Operation[T]]:
         """What is under way still."""
         with self._lock:
             self._closed = True
@@ -121,7 +122,16 @@ class Operations:
             return len(self._by_target)
 
 
-def _wait(operation: Operation, deadline: float | None, target: str) -> None:
+def _wait(operation: Operation[T], deadline: float | None, target: str) -> None:
     limit_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-    if not operation.finished.wait(limit_s):
+    if wait([operation.outcome], limit_s).not_done:
         raise InProgress(f"the {operation.verb} is still under way", where=target, fix="it will be tried again")
+
+
+def _outcome(operation: Operation[T]) -> T:
+    """Of one that has ended."""
+    try:
+        return operation.outcome.result()
+    except WeightlessError as error:
+        # A new object: several threads raise it, and each adds its own traceback.
+        raise from_fault(error.to_fault()) from None

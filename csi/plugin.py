@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from csi.identity import DRIVER_NAME, Identity
 from csi.interceptors import Call, Guard
 from csi.kubernetes.presence import KubernetesSettings, Presence
 from csi.metrics import Metrics
-from csi.mounts import Manager, SharedMounts
+from csi.mounts import Checkpoint, Manager, SharedMounts
 from csi.node import Node
 from csi.pb import csi_pb2_grpc as rpc
 from csi.provisioner import Provisioner
@@ -68,7 +67,7 @@ class PluginSettings:
     renewal_look_s: float = LOOK_S
     """How often credentials are looked at that end or change (`csi.renewal`)."""
     kubernetes: KubernetesSettings = field(default_factory=KubernetesSettings)
-    checkpoint: Callable[[str], None] = lambda _: None
+    checkpoint: Checkpoint = lambda _: None
     """Called after every step of a publish or unpublish with its name, for tests."""
 
 
@@ -137,10 +136,11 @@ class NodePlugin:
             if self._exposition is not None:
                 self._exposition.serve()
             undo.callback(self._mender.close)
+            undo.callback(self._renewals.close)
+            undo.callback(self._publisher.operations.end)  # first, as in `stop`: what waits for a registry gives up
             recover(self._publisher, self._shared, self._rules, self._mender)
             # Who is told that we are ready may send pods at once; those of before come first.
             self._manager.wait_served(_SERVED_LIMIT_S)
-            undo.callback(self._renewals.close)
             self._renewals.start()
             self._server.start()
             self._presence.start()

@@ -43,7 +43,7 @@ class Provisioner:
     """`annotations` reads a claim's, from the cluster."""
 
     def __init__(self, *, pinner: Pinner, access: Admitting, annotations: Annotations) -> None:
-        self.operations = Operations()
+        self.operations: Operations[NewVolume] = Operations()
         self._pinner = pinner
         self._access = access
         self._annotations = annotations
@@ -51,15 +51,12 @@ class Provisioner:
 
     def create(self, request: CreateRequest, limit_s: float | None = None) -> NewVolume:
         """The volume of this name. `limit_s` bounds the waiting for an equal request that is under way only."""
-        operation = self.operations.run(
+        return self.operations.run(
             Operation("create", request.name, request),
             request.name,
             lambda own: self._create(own, request),
             limit_s=limit_s,
         )
-        volume = operation.result
-        assert isinstance(volume, NewVolume)  # noqa: S101  (it succeeded: it left one)
-        return volume
 
     def confirm(self, request: ValidateRequest) -> str:
         """Empty if the volume can be had as asked, else why not. Raises as `create` does when its model cannot be had at all."""
@@ -78,7 +75,7 @@ class Provisioner:
         self.end()
         return self.operations.close(limit_s)
 
-    def _create(self, operation: Operation, request: CreateRequest) -> None:
+    def _create(self, operation: Operation[NewVolume], request: CreateRequest) -> NewVolume:
         template = request.parameters["reference"]
         values = {**request.parameters, "reference": expand(template, request.claim, self._annotations)}
         reference = attributes.parse(values).reference
@@ -87,7 +84,7 @@ class Provisioner:
         context = {f"{PREFIX}{name}": value for name, value in sorted({**values, "reference": pinned}.items())}
         if sum(len(key.encode()) + len(value.encode()) for key, value in context.items()) > MAX_MAP_BYTES:
             raise InvalidRequest("more than 4 KiB with the digest", where="StorageClass parameters", fix=_ROOM)
-        operation.result = NewVolume(volume_id=creations.volume_id(request.name, values), context=context)
+        return NewVolume(volume_id=creations.volume_id(request.name, values), context=context)
 
     def _pinned(self, reference: str, secrets: Mapping[str, str], cancel: threading.Event) -> str:
         given = Given(secrets=secrets, named_in=_NAMED_IN)

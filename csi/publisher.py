@@ -23,7 +23,7 @@ import structlog
 
 from csi import mounts
 from csi.admissions import Admissions
-from csi.mounts import SharedMounts
+from csi.mounts import Checkpoint, SharedMounts
 from csi.operations import Operation, Operations
 from csi.proof import Admitting, proven
 from csi.requests import PublishRequest, VolumeKey
@@ -60,12 +60,12 @@ class Publisher:
         shared: SharedMounts,
         access: AccessSource,
         rules: TargetRules,
-        checkpoint: Callable[[str], None] = lambda _: None,
+        checkpoint: Checkpoint = lambda _: None,
     ) -> None:
         """`checkpoint` is called with the name of every step that was done: where a test kills the process."""
         self.records = records
         self.shared = shared
-        self.operations = Operations()
+        self.operations: Operations[None] = Operations()
         self._access = access
         self._rules = rules
         self._checkpoint = checkpoint
@@ -79,7 +79,7 @@ class Publisher:
 
     def publish(self, request: PublishRequest, limit_s: float | None = None) -> None:
         """Returns when the volume can be read at its target. `limit_s` bounds the waiting for others only."""
-        operation = Operation("publish", request.key.volume_id, request)
+        operation: Operation[None] = Operation("publish", request.key.volume_id, request)
         self.operations.run(
             operation,
             str(request.key.target.path),
@@ -90,7 +90,7 @@ class Publisher:
 
     def unpublish(self, key: VolumeKey, limit_s: float | None = None) -> None:
         """Returns when nothing of the volume is left at its target; cancels a publish that is under way."""
-        operation = Operation("unpublish", key.volume_id, key)
+        operation: Operation[None] = Operation("unpublish", key.volume_id, key)
         self.operations.run(
             operation,
             str(key.target.path),
@@ -104,17 +104,17 @@ class Publisher:
 
         `fresh`: what is remembered of credentials does not count. Raises InProgress when something else is under way there.
         """
-        done: list[bool] = []
+        done = False
 
-        def work(operation: Operation) -> None:
+        def work(operation: Operation[None]) -> None:
+            nonlocal done
             current = self.records.get(record.name)  # read again: kubelet may have been faster
             if current is not None and current.stage == "published" and self.is_served(current):
                 given = self.admissions.given(current.name)
-                done.append(self._renew(operation, current, given, fresh=fresh))
+                done = self._renew(operation, current, given, fresh=fresh)
 
-        operation = Operation("renewal", record.volume_id, record.name)
-        self.operations.run(operation, record.target, work, limit_s=0)
-        return bool(done and done[0])
+        self.operations.run(Operation("renewal", record.volume_id, record.name), record.target, work, limit_s=0)
+        return done
 
     def find(self, key: VolumeKey) -> VolumeRecord | None:
         """The record of a published volume."""
@@ -130,7 +130,7 @@ class Publisher:
 
     # ---- steps ----
 
-    def _publish(self, operation: Operation, request: PublishRequest) -> None:
+    def _publish(self, operation: Operation[None], request: PublishRequest) -> None:
         name = request.key.name
         target = request.key.target
         reference = request.attributes.reference
@@ -231,7 +231,7 @@ class Publisher:
         self.admissions.forget(record.name)
         self._checkpoint("undo-done")
 
-    def remount(self, operation: Operation, record: VolumeRecord) -> None:
+    def remount(self, operation: Operation[None], record: VolumeRecord) -> None:
         """Shows a published volume again that is not there any more. What is there stays when this fails."""
         target = self._target(record)
         if target is None:
@@ -287,7 +287,7 @@ class Publisher:
     # ---- small parts ----
 
     def _hold(
-        self, record: VolumeRecord, artifact: ResolvedArtifact, admission: Admission, checkpoint: Callable[[str], None]
+        self, record: VolumeRecord, artifact: ResolvedArtifact, admission: Admission, checkpoint: Checkpoint
     ) -> None:
         self.shared.hold(
             artifact,
@@ -298,7 +298,7 @@ class Publisher:
             checkpoint=checkpoint,
         )
 
-    def _step(self, operation: Operation, name: str) -> None:
+    def _step(self, operation: Operation[None], name: str) -> None:
         self._checkpoint(name)
         operation.check()
 
@@ -318,7 +318,7 @@ class Publisher:
     # ---- credentials ----
 
     def _admitted(
-        self, operation: Operation, reference: str, given: Given, view: View, admission: Admission | None = None
+        self, operation: Operation[None], reference: str, given: Given, view: View, admission: Admission | None = None
     ) -> tuple[Admission, ResolvedArtifact]:
         """`admission`: what was looked up already."""
 
@@ -328,13 +328,13 @@ class Publisher:
         return proven(self._access, reference, given, ask, operation.cancel, admission)
 
     def _admitted_again(
-        self, operation: Operation, record: VolumeRecord, given: Given, admission: Admission | None = None
+        self, operation: Operation[None], record: VolumeRecord, given: Given, admission: Admission | None = None
     ) -> tuple[Admission, ResolvedArtifact]:
         """Of a published volume. It stays the mount that it was, whatever is in the cache by now."""
         admission, artifact = self._admitted(operation, record.pinned, given, record.view, admission)
         return admission, replace(artifact, native=record.native)
 
-    def _renew_with(self, operation: Operation, record: VolumeRecord, request: PublishRequest) -> None:
+    def _renew_with(self, operation: Operation[None], record: VolumeRecord, request: PublishRequest) -> None:
         """A repeated publish may bring newer credentials. It never harms the mount that is there: kubelet would take the volume
         away from a running pod if it saw an error (kubernetes issue 121271)."""
         try:
@@ -345,7 +345,7 @@ class Publisher:
             self._renew(operation, record, given)
             operation.check()
 
-    def _renew(self, operation: Operation, record: VolumeRecord, given: Given, *, fresh: bool = False) -> bool:
+    def _renew(self, operation: Operation[None], record: VolumeRecord, given: Given, *, fresh: bool = False) -> bool:
         """Whether the volume goes on with credentials that are good now; if not, with what it had."""
         try:
             admission = self._access.admit(record.pinned, given, cancel=operation.cancel, fresh=fresh)

@@ -1,12 +1,13 @@
 """After a start: what the records, the mount table and the manager say is brought to agree, and is kept so.
 
 `recover` does at once what needs no registry: it undoes what was half done, adopts what is there, and removes what belongs to
-nobody. What has to be mounted again needs the registry, so `Mender`, one thread, tries until it succeeds or the volume is
-unpublished.
+nobody. What has to be mounted again needs the registry, so `Mender` tries until it succeeds or the volume is unpublished. One
+thread looks for what is due; it is done in `Lanes`, where a registry that hangs keeps no volume of another one waiting.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -16,39 +17,45 @@ from typing import Final
 import structlog
 
 from csi import mounts
+from csi.lanes import Lanes
 from csi.mounts import SharedMounts
 from csi.operations import Operation
 from csi.publisher import Publisher
 from csi.targets import TargetRules
 from csi.volumes import VolumeRecord
-from fuse.errors import WeightlessError
+from fuse.errors import Cancelled, WeightlessError
 from fuse.mounting.reasons import Reason, reason_of
 from fuse.mounting.status import Health
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
+_SOON_S: Final = 0.2
+_UNDER_WAY: Final = math.inf
 
 _log = structlog.get_logger()
 
 
 class Mender:
-    """Tries again what did not succeed: remounts and undoings. One thread, started by the first thing to do."""
+    """Tries again what did not succeed: remounts and undoings. Its thread is started by the first thing to do."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
         self._lock = threading.Lock()
         self._due: dict[str, tuple[float, float]] = {}
-        """By record: when to try (monotonic), and the pause after the next failure."""
+        """By record: when to try (monotonic, or under way), and the pause after the next failure."""
         self._broken: dict[str, Health] = {}
         self._wake = threading.Event()
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._lanes = Lanes("mending")
 
     def add(self, record: VolumeRecord, code: Reason, words: str) -> None:
         with self._lock:
             if self._closing:
                 return
-            self._due.setdefault(record.name, (time.monotonic(), _FIRST_PAUSE_S))
+            if self._due.get(record.name, (_UNDER_WAY,))[0] == _UNDER_WAY:
+                # What is under way may have looked before this happened: once more.
+                self._due[record.name] = time.monotonic(), _FIRST_PAUSE_S
             new = record.name not in self._broken
             self._broken.setdefault(
                 record.name, Health(state="broken", reason=words, reason_code=code, since=time.time())
@@ -67,13 +74,14 @@ class Mender:
         return broken or self._publisher.health(record)
 
     def close(self) -> None:
-        """Ends the thread after what it does now; `Operations.close` makes that short."""
+        """Ends all after what is done now; `Operations.end` makes that short."""
         with self._lock:
             self._closing = True
             thread = self._thread
         self._wake.set()
         if thread is not None:
             thread.join()
+        self._lanes.close()
 
     def _run(self) -> None:
         while True:
@@ -83,11 +91,21 @@ class Mender:
                     return
                 now = time.monotonic()
                 ready = [name for name, (due, _) in self._due.items() if due <= now]
-                later = [due - now for due, _ in self._due.values() if due > now]
+                for name in ready:
+                    self._due[name] = _UNDER_WAY, self._due[name][1]
             for name in ready:
-                self._try(name)
-            if not ready:
-                self._wake.wait(min(later, default=None))
+                self._offer(name)
+            with self._lock:
+                next_at = min((due for due, _ in self._due.values()), default=_UNDER_WAY)
+            self._wake.wait(None if next_at == _UNDER_WAY else max(0.0, next_at - time.monotonic()))
+
+    def _offer(self, name: str) -> None:
+        record = self._publisher.records.get(name)
+        # What is taken away needs no registry, and so waits for none.
+        group = record.registry if record is not None and record.stage == "published" else ""
+        if not self._lanes.offer(name, group, lambda: self._try(name)):
+            with self._lock:  # it is under way still, or there is no thread for it
+                self._due[name] = time.monotonic() + _SOON_S, self._due[name][1]
 
     def _try(self, name: str) -> None:
         record = self._publisher.records.get(name)
@@ -95,15 +113,19 @@ class Mender:
         if record is not None:
             try:
                 self._mend(record)
-            except Exception as error:  # noqa: BLE001  (this thread must outlive every fault of one volume)
+            except Cancelled as error:  # kubelet came in between, or we are ending
+                failure = error
+            except Exception as error:  # noqa: BLE001  (it is tried again, as after every other fault)
                 failure = error
                 _log.warning("mend_failed", volume_id=record.volume_id, target=record.target, error=error)
         with self._lock:
-            _, pause_s = self._due.pop(name, (0.0, _FIRST_PAUSE_S))
+            due, pause_s = self._due[name]
             if failure is None:
-                self._broken.pop(name, None)
+                if due == _UNDER_WAY:
+                    del self._due[name]
+                    self._broken.pop(name, None)
                 return
-            if record is not None and record.stage == "published":
+            if record is not None and record.stage == "published" and not isinstance(failure, Cancelled):
                 since = self._broken[name].since if name in self._broken else time.time()
                 code = reason_of(failure.kind) if isinstance(failure, WeightlessError) else Reason.INTERNAL
                 self._broken[name] = Health(
@@ -111,9 +133,10 @@ class Mender:
                 )
             due = time.monotonic() + pause_s * random.uniform(0.8, 1.2)  # noqa: S311  (jitter)
             self._due[name] = (due, min(_LONGEST_PAUSE_S, pause_s * 2))
+        self._wake.set()
 
     def _mend(self, record: VolumeRecord) -> None:
-        def work(operation: Operation) -> None:
+        def work(operation: Operation[None]) -> None:
             # Read again: kubelet may have been faster.
             current = self._publisher.records.get(record.name)
             if current is None:
@@ -132,7 +155,7 @@ class Mender:
             else:
                 self._publisher.undo(current)
 
-        operation = Operation("repair", record.volume_id, record.name)
+        operation: Operation[None] = Operation("repair", record.volume_id, record.name)
         # An unpublish or publish that is under way makes this superfluous, or is followed by another try.
         self._publisher.operations.run(operation, record.target, work, limit_s=0)
 

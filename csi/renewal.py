@@ -2,8 +2,8 @@
 
 A model is read lazily for hours, and a token lives for one. A repeated publish brings newer tokens (`Publisher`); what else ends
 is looked after here: answers of credential providers, and files that the administrator changes, such as a secret that kubelet
-swaps. So is what the registry stops to take before it ends. One thread. A look that fails changes nothing: the mount goes on with
-what it has.
+swaps. So is what the registry stops to take before it ends. One thread looks for what is due; `Lanes` renew it, where a provider
+that hangs keeps nobody of another registry waiting. A renewal that fails changes nothing: the mount goes on with what it has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Final, Protocol
 import structlog
 
 from csi.admissions import Admissions
+from csi.lanes import Lanes
 from csi.publisher import Publisher
+from csi.volumes import VolumeRecord
 from fuse.credentials.given import AMBIENT, PROVIDED
 from fuse.errors import WeightlessError
 from fuse.mounting.reasons import Reason
@@ -48,6 +50,7 @@ class Renewals:
         self._marker: Hashable = None
         self._refused: dict[str, tuple[float, float]] = {}
         """By record of a volume that is refused its bytes: when to ask for fresh credentials (monotonic), and the pause after."""
+        self._lanes = Lanes("renewal")
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="renewals", daemon=True)
 
@@ -61,10 +64,11 @@ class Renewals:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread after what it does now; `Operations.close` makes that short."""
+        """Ends all after what is done now; `Operations.end` makes that short."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._lanes.close()
 
     def _run(self) -> None:
         while not self._closing.wait(self._look_s):
@@ -78,37 +82,40 @@ class Renewals:
         if marker != self._marker:
             self._marker = marker
             self._admissions.end(AMBIENT | PROVIDED, time.monotonic())
-        for name in self._admissions.due(time.monotonic()):
-            self._renew(name, fresh=False)
-        for name in self._doubted(time.monotonic()):
-            self._renew(name, fresh=True)
+        now = time.monotonic()
+        self._ask_afresh(now)
+        for name in self._admissions.due(now):
+            record = self._publisher.records.get(name)
+            if record is None:
+                self._admissions.forget(name)
+            else:
+                self._offer(record, fresh=False)
 
-    def _doubted(self, now: float) -> list[str]:
-        """The volumes whose credentials the registry does not take although they have not ended, as often as it may help."""
-        found = []
+    def _ask_afresh(self, now: float) -> None:
+        """For the volumes whose credentials the registry does not take although they have not ended, as often as it may help."""
+        refused = {}
         for record in self._publisher.records.all():
+            if record.rung not in AMBIENT | PROVIDED:
+                continue
             if self._publisher.health(record).reason_code != Reason.REGISTRY_REFUSED:
-                self._refused.pop(record.name, None)
-            elif record.rung in AMBIENT | PROVIDED:
-                due, pause_s = self._refused.get(record.name, (now, _FIRST_PAUSE_S))
-                if due <= now:
-                    self._refused[record.name] = (now + pause_s, min(_LONGEST_PAUSE_S, pause_s * 2))
-                    found.append(record.name)
-        return found
+                continue
+            due, pause_s = self._refused.get(record.name, (now, _FIRST_PAUSE_S))
+            if due <= now and self._offer(record, fresh=True):
+                due, pause_s = now + pause_s, min(_LONGEST_PAUSE_S, pause_s * 2)
+            refused[record.name] = due, pause_s
+        self._refused = refused
 
-    def _renew(self, name: str, *, fresh: bool) -> None:
-        record = self._publisher.records.get(name)
-        if record is None:
-            self._admissions.forget(name)
-            self._refused.pop(name, None)
-            return
+    def _offer(self, record: VolumeRecord, *, fresh: bool) -> bool:
+        return self._lanes.offer(record.name, record.registry, lambda: self._renew(record, fresh=fresh))
+
+    def _renew(self, record: VolumeRecord, *, fresh: bool) -> None:
         try:
             done = self._publisher.renew(record, fresh=fresh)
         except WeightlessError as error:  # somebody else is at this volume just now
             _log.debug("renewal_put_off", volume_id=record.volume_id, error=error)
             done = False
-        except Exception as error:  # noqa: BLE001  (this thread must outlive every fault of one volume)
+        except Exception as error:  # noqa: BLE001  (it is tried again, as after every other fault)
             _log.error("renewal_failed", volume_id=record.volume_id, error=error)
             done = False
         if not done:
-            self._admissions.put_off(name, time.monotonic())
+            self._admissions.put_off(record.name, time.monotonic())

@@ -61,7 +61,6 @@ class Server:
             maximum_concurrent_rpcs=THREADS,
         )
         register(self._server)
-        self._inode: tuple[int, int] | None = None
 
     def start(self) -> None:
         """Raises Conflict when somebody serves there, InvalidConfig when the path cannot be used."""
@@ -81,11 +80,9 @@ class Server:
                 os.umask(umask)
             self.path.chmod(0o600)
             self._server.start()
-            found = self.path.lstat()
-            self._inode = (found.st_dev, found.st_ino)
 
     def stop(self, grace_s: float) -> None:
-        """Takes no more calls, lets those under way finish for `grace_s`, and removes the socket."""
+        """Takes no more calls, lets those under way finish for `grace_s`; gRPC removes the socket."""
         self._server.stop(grace_s).wait()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -63,6 +63,11 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """The name under which this volume holds the shared mount."""
         return grant_of(self.name, self.target)
 
+    @property
+    def registry(self) -> str:
+        """The host that it is pulled from: what hangs with it, hangs for all its volumes."""
+        return self.pinned.partition("/")[0]
+
 
 def grant_of(name: str, target: str) -> str:
     """`VolumeRecord.grant`, for whoever cannot read the record."""

@@ -82,6 +82,15 @@ def copies_out(settings: Settings) -> bool:
     return wanted and os.geteuid() == 0 and overlay.kernel_can()
 
 
+def needed(value: str | None, option: str, example: str) -> str:
+    """Of `weightless csi`. Raises InvalidRequest where neither option nor file says it."""
+    if value:
+        return value
+    raise InvalidRequest(
+        f"{option} is missing", where="csi", fix=f"give it ({example}), or write it into weightless.toml"
+    )
+
+
 def socket_path(text: str, option: str) -> Path:
     """The path in `unix:///path` or `/path`. Raises InvalidRequest, naming `option`."""
     path = text.removeprefix("unix://")

@@ -17,6 +17,7 @@ import structlog
 
 from fuse import wire
 from fuse.errors import Unavailable
+from fuse.mounting.absence import Absence
 from fuse.mounting.keeper_client import KeeperClient
 from fuse.mounting.mount import Mount
 from fuse.mounting.restarts import History
@@ -24,7 +25,8 @@ from fuse.mounting.watch import HUNG_UP, Watch
 
 KeeperChoice = Literal["own", "external", "none"]
 EXTERNAL_LIMIT_S: Final = 30.0
-"""How long a start waits for a keeper that runs by itself, where mounts are left that it may hold."""
+"""How long a start waits for a keeper that runs by itself, where mounts are left that it may hold; and how long it may be away
+before that is a fault."""
 _PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 _RENEWAL_LIMIT_S: Final = 5.0
@@ -70,6 +72,7 @@ class Keeping:
         self.history = History()
         self.away_since = 0.0
         """Unix time since when a keeper is wanted and not there; 0 when it is."""
+        self._absence: Absence | None = None
 
     @property
     def pid(self) -> int | None:
@@ -144,18 +147,15 @@ class Keeping:
             # It may hold what nobody else has, so one that is only slow is waited for.
             return KeeperClient.open(self._path, EXTERNAL_LIMIT_S)
         deadline = time.monotonic() + (EXTERNAL_LIMIT_S if patient else 0.0)
-        told = False
         while True:
             try:
-                return KeeperClient.connect(self._path)
+                client = KeeperClient.connect(self._path)
             except Unavailable as error:
-                if time.monotonic() >= deadline:
-                    _log.error("keeper_not_there", path=str(self._path), error=error)
-                    return None
-                if not told:
-                    _log.warning("keeper_awaited", path=str(self._path), limit_s=EXTERNAL_LIMIT_S)
-                    told = True
-            if self._closing.wait(_PAUSE_S):
+                self._tell(error)
+            else:
+                self._tell_found(client)
+                return client
+            if time.monotonic() >= deadline or self._closing.wait(_PAUSE_S):
                 return None
 
     def _arm(self, client: KeeperClient) -> None:
@@ -220,9 +220,10 @@ class Keeping:
                 break
             except Unavailable as error:
                 pause_s = min(_LONGEST_PAUSE_S, max(_PAUSE_S, pause_s * 2))
-                _log.warning("keeper_not_there", error=error, next_try_in_s=pause_s)
+                self._tell(error)
         else:
             return
+        self._tell_found(client)
         with self._lock:
             self._client = client
         self._fill(client, held)
@@ -231,6 +232,24 @@ class Keeping:
         with self._lock:
             if self._client is client:
                 self._there.set()
+
+    def _tell(self, error: Unavailable) -> None:
+        """That there is no keeper, as often and as loudly as it is news."""
+        now = time.monotonic()
+        if self._absence is None:
+            # Our own is started by us: that it cannot be is a fault from the first moment.
+            self._absence = Absence(now, EXTERNAL_LIMIT_S if self._choice == "external" else 0.0)
+        news = self._absence.news(now)
+        if news == "awaited":
+            _log.info("keeper_awaited", path=str(self._path), fault_after_s=EXTERNAL_LIMIT_S)
+        elif news == "missing":
+            away_s = round(self._absence.length_s(now), 1)
+            _log.error("keeper_not_there", path=str(self._path), error=error, away_s=away_s)
+
+    def _tell_found(self, client: KeeperClient) -> None:
+        absence, self._absence = self._absence, None
+        if absence is not None:
+            _log.info("keeper_found", pid=client.pid, away_s=round(absence.length_s(time.monotonic()), 1))
 
     def _fill(self, client: KeeperClient, held: list[str]) -> None:
         """Makes the keeper hold what lives and nothing else; what it holds of a predecessor's is handed to `found`."""

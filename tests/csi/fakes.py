@@ -55,11 +55,13 @@ class FakeAccess:
         """Instead of the others, where fresh credentials are asked for."""
         self.fresh_rung = ""
         """By which those come, if not by the same."""
+        self.on_admit: Callable[[str, threading.Event | None], None] = lambda _reference, _cancel: None
 
     def admit(
         self, reference: str, given: Given = NOBODY, *, cancel: threading.Event | None = None, fresh: bool = False
     ) -> Admission:
         self.asked.append(fresh)
+        self.on_admit(reference, cancel)
         host = reference.partition("/")[0]
         credential, rung = None, "anonymous"
         if "registry" in given.tokens:

@@ -83,11 +83,12 @@ def test_parameters_are_volume_attributes() -> None:
     ("changes", "words"),
     [
         ({"name": ""}, "name: it is missing"),
-        ({"name": "a\nb"}, "control characters"),
+        ({"name": "a\x0bb"}, "control characters"),
         ({"name": "n" * 1025}, "longer than"),
         ({"volume_capabilities": []}, "volume_capabilities"),
         ({"volume_capabilities": [capability(), BLOCK]}, "not a block device"),
         ({"volume_capabilities": [pb.VolumeCapability()]}, "access type is missing"),
+        ({"volume_capabilities": [capability(8)]}, "access mode 8 is not known"),
         ({"capacity_range": pb.CapacityRange(required_bytes=-1)}, "capacity_range"),
         ({"capacity_range": pb.CapacityRange(required_bytes=2, limit_bytes=1)}, "capacity_range"),
         ({"parameters": {}}, "no reference"),
@@ -126,6 +127,15 @@ def test_every_access_mode_is_given(mode: int) -> None:
     assert creations.create(request).name == "pvc-1"
 
 
+@pytest.mark.parametrize("name", ["ü" * 64, "two words", "tab\tand\r\nline", "../../etc"])
+def test_a_name_is_any_text_that_csi_lets_it_be(name: str) -> None:
+    """White space, too; no id is longer or stranger for it."""
+    request = creations.create(create_request(name))
+    assert name == request.name
+    assert creations.volume_id("pvc-1", {}) != creations.volume_id(name, {})
+    assert creations.volume_id(name, {}).isascii()
+
+
 def test_topology_is_no_obstacle() -> None:
     """A registry is everywhere."""
     request = create_request()
@@ -159,6 +169,7 @@ def test_a_volume_by_hand_is_known_by_its_context() -> None:
         ({"volume_capabilities": [BLOCK]}, "not a block device"),
         ({"parameters": {"size": "big"}}, "unknown attributes"),
         ({"mutable_parameters": {"a": "b"}}, "no mutable parameters"),
+        ({"volume_capabilities": [capability(8)]}, "access mode 8 is not known"),
     ],
 )
 def test_what_cannot_be_given_is_no_error_of_the_question(changes: dict, words: str) -> None:

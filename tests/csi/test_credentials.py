@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from csi import given
 from csi.plugin import NodePlugin
 from fuse.credentials.given import ServiceAccount
-from fuse.errors import InvalidRequest, Unavailable
+from fuse.errors import Cancelled, InvalidRequest, Unavailable
 from fuse.mounting.reasons import Reason
 from fuse.mounting.status import Health
 from fuse.registry.access import Access
@@ -138,6 +139,64 @@ def test_credentials_that_end_are_looked_up_again(place: Place, manager: FakeMan
         assert 1 == len(manager.resolved)  # they were the same
         kubelet.unpublish(target)
         assert [] == place.leftovers()
+
+
+def test_a_provider_that_hangs_keeps_no_other_registry_waiting(place: Place, manager: FakeManager) -> None:
+    """However many volumes are of the one that hangs; and the plugin ends without waiting for the provider's time limit."""
+    access = FakeAccess()
+    access.ambient = "old"
+    manager.passwords = {"old", "new"}
+    hung, cancelled = [], []
+
+    def hang(reference: str, cancel: threading.Event | None) -> None:
+        if access.written and reference.startswith("hangs"):
+            assert cancel is not None
+            hung.append(reference)
+            assert cancel.wait(30)
+            cancelled.append(reference)
+            raise Cancelled("given up while credentials were being fetched")
+
+    access.on_admit = hang
+    with node(place, manager, access) as (plugin, kubelet):
+        for number in range(20):
+            kubelet.publish(
+                place.target(volume=f"h{number}"), volume_id=f"h{number}", reference="hangs.example.com/private/a:v1"
+            )
+        target = place.target()
+        kubelet.publish(target, reference=PRIVATE)
+        access.ambient, access.written = "new", 1
+        until(lambda: "new" in in_force(manager), "the other one has the new ones")
+        assert ["new", *["old"] * 20] == sorted(map(str, in_force(manager)))
+        kubelet.unpublish(place.target(volume="h0"), volume_id="h0")  # nor does it wait for what is under way
+    assert cancelled
+    assert sorted(cancelled) == sorted(hung)
+    assert not any(thread.name == "renewal" for thread in threading.enumerate())
+    assert not plugin._renewals._lanes.offer("late", "", hung.clear)
+
+
+def test_a_repeated_publish_comes_before_a_renewal_under_way(place: Place, manager: FakeManager) -> None:
+    """Kubelet is not told to come back because a provider hangs."""
+    access = FakeAccess()
+    access.ambient = "old"
+    manager.passwords = {"old", "new"}
+    target = place.target()
+    asked = threading.Event()
+
+    def hang_at_first(_reference: str, cancel: threading.Event | None) -> None:
+        if access.written and not asked.is_set():
+            asked.set()
+            assert cancel is not None
+            assert cancel.wait(10)
+            raise Cancelled("given up while credentials were being fetched")
+
+    access.on_admit = hang_at_first
+    with node(place, manager, access) as (_, kubelet):
+        kubelet.publish(target, reference=PRIVATE)
+        access.ambient, access.written = "new", 1
+        assert asked.wait(10)
+        kubelet.publish(target, reference=PRIVATE)
+        assert ["new"] == in_force(manager)
+        kubelet.unpublish(target)
 
 
 def test_what_the_administrator_changes_counts_for_what_runs(place: Place, manager: FakeManager) -> None:

@@ -7,34 +7,33 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
+from csi.lanes import Lanes
+from csi.operations import Operation
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc as rpc
 from csi.pinning import MountingPinner
 from csi.plugin import NodePlugin
 from csi.provisioner import Provisioner
+from csi.publisher import Publisher
 from csi.server import Server, socket_path
 from csi.slots import MAX_SLOW_CALLS
+from csi.volumes import VolumeRecord
 from fuse.errors import Conflict, InvalidConfig, Unavailable
 from fuse.mounting import device
 from fuse.mounting.mountinfo import MountTable
+from fuse.mounting.reasons import Reason
 from fuse.registry.access import Access
 from tests.csi.fakes import FakeAccess, FakeManager
 from tests.csi.harness import Kubelet, Place, code_of, create_request, publish_request, running
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("form", ["unix://{}", "unix:{}", "{}"])
@@ -58,7 +57,22 @@ def test_only_root_may_talk_to_the_socket(place: Place, manager: FakeManager) ->
         assert place.socket.lstat().st_mode & 0o777 == 0o600
         assert place.socket.parent.stat().st_mode & 0o777 == 0o700
         assert sorted(path.name for path in place.socket.parent.iterdir()) == ["csi.sock", "mounts"]
+        for directory in (place.mounts, place.state, place.state / "volumes"):
+            assert directory.stat().st_mode & 0o777 == 0o700
     assert not place.socket.exists()
+
+
+@pytest.mark.parametrize("missing", ["umask", "chmod"])
+def test_the_socket_is_nobody_elses_by_two_means(
+    place: Place, manager: FakeManager, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """It is made with its mode, so that it never has a wider one; and given it, as a default ACL overrules the first."""
+    if missing == "umask":
+        monkeypatch.setattr("os.umask", lambda _mask: 0)
+    else:
+        monkeypatch.setattr(Path, "chmod", lambda *_: None)
+    with running(place, manager):
+        assert place.socket.lstat().st_mode & 0o777 == 0o600
 
 
 def test_a_dead_socket_is_replaced(place: Place, manager: FakeManager) -> None:
@@ -116,24 +130,27 @@ def test_mounts_are_kept_when_volumes_are_published_only(place: Place) -> None:
 
 
 def test_ending_cancels_what_is_under_way(place: Place, manager: FakeManager) -> None:
-    """A publish that waits for a registry does not hold up the end, and leaves nothing."""
+    """A publish that waits for a registry does not hold up the end, and leaves nothing; meanwhile the plugin is not ready."""
     entered = threading.Event()
 
     def wait(_reference: str, cancel: threading.Event | None) -> None:
         assert cancel is not None
         entered.set()
         assert cancel.wait(10)
+        ready.append(kubelet.identity.Probe(pb.ProbeRequest(), timeout=5).ready.value)
 
     manager.on_resolve = wait
     plugin = NodePlugin(place.settings(), manager)
     plugin.start()
     with Kubelet(place.socket) as kubelet:
+        ready = [kubelet.identity.Probe(pb.ProbeRequest(), timeout=5).ready.value]
         call = kubelet.node.NodePublishVolume.future(publish_request(place.target()))
         assert entered.wait(5)
         started = time.monotonic()
         plugin.stop()
         assert time.monotonic() - started < 5
         assert code_of(call.exception()) in (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
+    assert ready == [True, False]
     assert place.leftovers() == []
 
 
@@ -210,7 +227,7 @@ def test_volumes_whose_mounts_died_are_mounted_again(place: Place) -> None:
 
     manager.on_resolve = resolve
     with running(place, manager) as (plugin, kubelet):
-        wait_until(lambda: "no answer" in kubelet.stats(target).volume_condition.message)
+        until(lambda: "no answer" in kubelet.stats(target).volume_condition.message, "it was tried")
         condition = kubelet.stats(target).volume_condition
         assert condition.abnormal
         assert re.match(
@@ -220,7 +237,7 @@ def test_volumes_whose_mounts_died_are_mounted_again(place: Place) -> None:
         away.clear()
         plugin._mender._due = dict.fromkeys(plugin._mender._due, (0.0, 1.0))
         plugin._mender._wake.set()
-        wait_until(lambda: not kubelet.stats(target).volume_condition.abnormal)
+        until(lambda: not kubelet.stats(target).volume_condition.abnormal, "it is healed")
         after = MountTable.read().at(target)
         assert before is not None
         assert after is not None
@@ -228,6 +245,114 @@ def test_volumes_whose_mounts_died_are_mounted_again(place: Place) -> None:
         assert manager.resolved[-1][0].startswith("registry.example.com/models/tiny:v1@sha256:")
         kubelet.unpublish(target)
         assert place.leftovers() == []
+
+
+def test_a_registry_that_hangs_keeps_no_other_volume_dead(place: Place) -> None:
+    """However many volumes wait for it."""
+    places = [place.target(volume=f"h{number}") for number in range(20)]
+    target = place.target()
+    with running(place, FakeManager()) as (plugin, kubelet):
+        for number, hanging in enumerate(places):
+            kubelet.publish(hanging, volume_id=f"h{number}", reference="hangs.example.com/models/tiny:v1")
+        kubelet.publish(target)
+        (record,) = [record for record in plugin._records.all() if record.volume_id == "csi-1"]
+    manager = FakeManager()
+
+    def resolve(reference: str, cancel: threading.Event | None) -> None:
+        assert cancel is not None
+        if reference.startswith("hangs"):
+            cancel.wait(30)
+
+    manager.on_resolve = resolve
+    with running(place, manager) as (plugin, kubelet):
+        until(lambda: not kubelet.stats(target).volume_condition.abnormal, "the other one is mounted again")
+        assert plugin._publisher.is_served(record)
+        assert kubelet.stats(places[0], volume_id="h0").volume_condition.abnormal
+        for number, hanging in enumerate(places):
+            kubelet.unpublish(hanging, volume_id=f"h{number}")
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
+    assert not plugin._mender._lanes.offer("late", "", place.clear)
+
+
+def test_a_repeated_publish_comes_before_a_mending_under_way(place: Place) -> None:
+    """Kubelet is not told to come back: what it asks for is done in place of what waits for a registry."""
+    target = place.target()
+    with running(place, FakeManager()) as (_, kubelet):
+        kubelet.publish(target)
+    manager = FakeManager()
+    asked = threading.Event()
+
+    def hang_at_first(_reference: str, cancel: threading.Event | None) -> None:
+        if not asked.is_set():
+            asked.set()
+            assert cancel is not None
+            assert cancel.wait(10)
+
+    manager.on_resolve = hang_at_first
+    with running(place, manager) as (plugin, kubelet):
+        assert asked.wait(10)
+        kubelet.publish(target)
+        (record,) = plugin._records.all()
+        assert plugin._publisher.is_served(record)
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
+
+
+def test_what_dies_while_it_is_mended_is_mended_again(place: Place, manager: FakeManager) -> None:
+    """The mount that was just made is taken away before anybody has seen it."""
+    target = place.target()
+    with running(place, manager) as (plugin, kubelet):
+        kubelet.publish(target)
+        (record,) = plugin._records.all()
+        remounted: list[VolumeRecord] = []
+        offered: list[bool] = []
+
+        def remount(operation: Operation[None], current: VolumeRecord) -> None:
+            Publisher.remount(plugin._publisher, operation, current)
+            remounted.append(current)
+            if len(remounted) == 1:
+                device.unmount(target, lazy=True)
+                plugin._mender.add(current, Reason.UNMOUNTED, "it was unmounted")
+                until(lambda: False in offered, "it is thought of while this is under way")
+
+        def offer(*piece: Any) -> bool:
+            offered.append(Lanes.offer(plugin._mender._lanes, *piece))
+            return offered[-1]
+
+        plugin._mender._lanes.offer = offer  # type: ignore[method-assign]
+        plugin._publisher.remount = remount  # type: ignore[method-assign]
+        device.unmount(target, lazy=True)
+        plugin._mender.add(record, Reason.UNMOUNTED, "it was unmounted")
+        until(lambda: not plugin._mender._due, "it is mended")
+        assert plugin._publisher.is_served(record)
+        assert 2 == len(remounted)
+        kubelet.unpublish(target)
+        assert place.leftovers() == []
+
+
+def test_a_start_that_fails_waits_for_no_registry(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has begun to mend by then is given up."""
+    with running(place, FakeManager()) as (_, kubelet):
+        kubelet.publish(place.target())
+    manager = FakeManager()
+    asked, given_up = threading.Event(), []
+
+    def hang(_reference: str, cancel: threading.Event | None) -> None:
+        asked.set()
+        assert cancel is not None
+        given_up.append(cancel.wait(10))
+
+    def fail(_server: Server) -> None:
+        assert asked.wait(10)
+        raise Conflict("another node plugin serves this socket")
+
+    manager.on_resolve = hang
+    monkeypatch.setattr(Server, "start", fail)
+    with pytest.raises(Conflict):
+        NodePlugin(place.settings(), manager).start()
+    assert [True] == given_up
+    assert manager.closed_with
 
 
 def test_a_dead_volume_is_unpublished_without_the_registry(place: Place) -> None:
@@ -257,8 +382,8 @@ def test_a_mount_that_dies_is_mounted_again(place: Place, manager: FakeManager) 
         manager.unmount(name, lazy=True)
         assert manager.on_gone is not None
         manager.on_gone(status)
-        wait_until(lambda: MountTable.read().at(target) is not None and MountTable.read().at(mountpoint) is not None)
-        wait_until(lambda: not kubelet.stats(target).volume_condition.abnormal)
+        until(lambda: MountTable.read().at(target) and MountTable.read().at(mountpoint), "it is there again")
+        until(lambda: not kubelet.stats(target).volume_condition.abnormal, "it is healed")
         kubelet.unpublish(target)
         assert place.leftovers() == []
 

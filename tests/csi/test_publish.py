@@ -236,6 +236,26 @@ def test_the_same_publish_joins_the_one_under_way(place: Place, manager: FakeMan
         assert place.leftovers() == []
 
 
+def test_who_joins_hears_why_before_the_deadline(
+    place: Place, manager: FakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ABORTED with a sentence, and not the DEADLINE_EXCEEDED that gRPC makes up."""
+    monkeypatch.setattr("csi.slots._MARGIN_S", 20.0)
+    gate = Gate()
+    manager.on_resolve = gate
+    target = place.target()
+    with running(place, manager) as (_, kubelet), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(kubelet.publish, target)
+        assert gate.entered.wait(5)
+        with pytest.raises(grpc.RpcError) as caught:
+            kubelet.publish(target, timeout_s=20.1)
+        assert code_of(caught.value) is grpc.StatusCode.ABORTED
+        assert "the publish is still under way" in details_of(caught.value)
+        gate.open.set()
+        first.result(10)
+        kubelet.unpublish(target)
+
+
 @pytest.mark.parametrize("changes", [{"secrets": CREDENTIALS}, {"readonly": False}, {"volume_id": "csi-2"}], ids=str)
 def test_a_different_publish_under_way_is_aborted(place: Place, manager: FakeManager, changes: dict) -> None:
     """ABORTED, which kubelet tries again; other secrets make a request different, for each must prove its own."""
@@ -356,6 +376,8 @@ def test_a_foreign_mount_at_the_target_is_left_alone(place: Place, manager: Fake
             kubelet.publish(target)
         assert code_of(caught.value) is grpc.StatusCode.ALREADY_EXISTS
         assert "tmpfs" in details_of(caught.value)
+        with pytest.raises(grpc.RpcError, match="tmpfs is mounted there, which is not ours"):
+            kubelet.unpublish(target)
         assert MountTable.read().at(target).file_system == "tmpfs"  # type: ignore[union-attr]
 
 

@@ -113,6 +113,8 @@ def test_secrets_are_checked_without_showing_them() -> None:
     with pytest.raises(InvalidRequest) as caught:
         attributes.check_secrets({"pasword": PASSWORD})
     assert "'pasword'" in str(caught.value)
+    with pytest.raises(InvalidRequest, match="more than 1 MiB"):
+        attributes.check_secrets({"password": "x" * (1 << 20)})
     assert PASSWORD not in str(caught.value)
 
 
@@ -155,8 +157,9 @@ def test_every_access_mode_is_accepted(mode: int) -> None:
             mount=pb.VolumeCapability.MountVolume(volume_mount_group="7"),
             access_mode=pb.VolumeCapability.AccessMode(mode=1),
         ),
+        capability(8),
     ],
-    ids=["no access type", "no mode", "block", "mount flags", "group"],
+    ids=["no access type", "no mode", "block", "mount flags", "group", "a mode of a later CSI"],
 )
 def test_a_capability_that_cannot_be_given_is_refused(broken: pb.VolumeCapability) -> None:
     """And the mount flags, which may be sensitive, are not repeated."""

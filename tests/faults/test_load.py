@@ -37,6 +37,9 @@ IDLE: Final = 6
 GROWTH_BYTES: Final = 8_000_000
 """What a process may have grown since a third of the volumes: Python's allocator gives pages back when it likes. A leak of what
 one volume has (some 30 KB) would be more than twice that in a thousand."""
+GROWTH_AT_ONCE_BYTES: Final = 16_000_000
+"""In the second hundred at once, where threads leave more behind in the allocator: some 5 MB. Of the dozen in a row that the
+short form has, nothing could be said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,10 @@ def memory_bytes(node: Node) -> dict[str, int]:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         found[kind] = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
     return found
+
+
+def growth(node: Node, before: dict[str, int]) -> dict[str, int]:
+    return {kind: used - before[kind] for kind, used in memory_bytes(node).items()}
 
 
 @pytest.fixture
@@ -163,9 +170,10 @@ def test_nothing_is_left_of_many_volumes(references: list[str]) -> None:
         hundred = [Volume(node, references, number) for number in range(AT_ONCE)]
         at_once(hundred)  # from here on, pools of threads and connections have their size
         before = settled(node, NOTHING)
+        memory = memory_bytes(node)
         at_once(hundred)
         settled(node, before)
-        memory = {}
+        grown_at_once = growth(node, memory)
         for number in range(IN_A_ROW):
             if number == IN_A_ROW // 3:
                 memory = memory_bytes(node)
@@ -173,7 +181,9 @@ def test_nothing_is_left_of_many_volumes(references: list[str]) -> None:
             volume.publish()
             volume.unpublish()
         after = settled(node, before)
-        growth = {kind: used - memory[kind] for kind, used in memory_bytes(node).items()}
-        print(f"{AT_ONCE} at once: {before}\n{IN_A_ROW} in a row: {after}\nmemory {memory}, since {growth}")
-        assert max(growth.values()) < GROWTH_BYTES, growth
+        grown = growth(node, memory)
+        print(f"{AT_ONCE} at once: {before}, memory {grown_at_once}")
+        print(f"{IN_A_ROW} in a row: {after}, memory {grown} since {memory}")
+        assert max(grown_at_once.values()) < GROWTH_AT_ONCE_BYTES, grown_at_once
+        assert max(grown.values()) < GROWTH_BYTES, grown
         assert node.leftovers() == []

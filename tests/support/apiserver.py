@@ -1,4 +1,4 @@
-"""Kubernetes' API server, as much of it as the node plugin asks: TLS, tokens, events, a node and its CSINode.
+"""Kubernetes' API server, as much of it as the node plugin asks: TLS, tokens, events, a node and its CSINode, ServiceAccounts.
 
 It checks what the real one checks of an event, and applies patches as the standards say. `faults` holds statuses for the next
 requests; 0 hangs up at once.
@@ -43,6 +43,8 @@ class FakeApiServer:
         self.events: dict[str, dict[str, Any]] = {}
         self.node: dict[str, Any] = {"metadata": {"name": "node-a"}, "spec": {}}
         self.drivers: list[str] = []
+        self.accounts: dict[str, dict[str, str]] = {}
+        """Annotations by namespace/name."""
         self.faults: deque[int] = deque()
         self.requests: list[tuple[str, str]] = []
         self.before_patch: list[Any] = []
@@ -78,6 +80,9 @@ class FakeApiServer:
             return self._event(method, path.removeprefix(_EVENTS), kind, body)
         if (method, path) == ("GET", "/apis/storage.k8s.io/v1/csinodes/node-a"):
             return {"spec": {"drivers": [{"name": name, "nodeID": "node-a"} for name in self.drivers]}}
+        namespace, _, name = path.removeprefix("/api/v1/namespaces/").partition("/serviceaccounts/")
+        if (account := f"{namespace}/{name}") in self.accounts:
+            return {"kind": "ServiceAccount", "metadata": {"annotations": self.accounts[account]}}
         if path == "/api/v1/nodes/node-a" and method == "GET":
             return self.node
         if path == "/api/v1/nodes/node-a" and method == "PATCH" and kind == "application/json-patch+json":

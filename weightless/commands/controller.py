@@ -11,7 +11,6 @@ from csi.provisioner import Provisioner
 from fuse import logs
 from fuse.fetch.pinning import Pinner
 from weightless import wiring
-from weightless.commands.node import needed
 from weightless.options import Settings
 from weightless.signals import signals_call
 
@@ -20,7 +19,7 @@ def run(settings: Settings, *, endpoint: str | None, metrics_address: str | None
     """Serves until SIGTERM. Raises InvalidRequest, InvalidConfig, Conflict."""
     section = settings.config.controller
     plugin_settings = ControllerSettings(
-        endpoint=needed(endpoint or section.endpoint, "--endpoint", "unix:///csi/csi.sock"),
+        endpoint=wiring.needed(endpoint or section.endpoint, "--endpoint", "unix:///csi/csi.sock"),
         metrics_address=metrics_address or section.metrics_address or None,
     )
     logs.configure("controller", settings.log_level if settings.log_level_given else "info")

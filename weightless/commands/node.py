@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fuse import tracing
-from fuse.errors import InvalidRequest, WeightlessError
+from fuse.errors import WeightlessError
 from fuse.mounting import control
 from fuse.mounting.access import AccessReader
 from fuse.mounting.fetcher import FetcherClient
@@ -75,8 +75,10 @@ def run(
             annotations = ACCOUNTS.annotations
         access = wiring.access_reader(settings, local_allowed=False, annotations=annotations)
         plugin_settings = PluginSettings(
-            endpoint=needed(endpoint or section.endpoint, "--endpoint", "unix:///var/lib/kubelet/plugins/…/csi.sock"),
-            node_id=needed(node_id or section.node_id, "--node-id", "the node's name in Kubernetes"),
+            endpoint=wiring.needed(
+                endpoint or section.endpoint, "--endpoint", "unix:///var/lib/kubelet/plugins/…/csi.sock"
+            ),
+            node_id=wiring.needed(node_id or section.node_id, "--node-id", "the node's name in Kubernetes"),
             access=access,
             kubelet_dir=_directory(kubelet_dir, section.kubelet_dir, _KUBELET),
             state_dir=state,
@@ -107,21 +109,21 @@ def _fetcher_ahead(holder: HolderSettings) -> Iterator[threading.Event]:
 
     It lives on once somebody else is connected to it: then the event is to be set.
     """
-    needed = threading.Event()
+    taken_over = threading.Event()
     client = FetcherClient(holder.fetcher())
 
     def hold() -> None:
         with contextlib.suppress(WeightlessError):  # whoever really needs it says so
             client.connection()
-        needed.wait()
+        taken_over.wait()
         client.close()
 
     if (holder.keeper or holder.run_dir / f"{holder.name}.keeper").exists():
         threading.Thread(target=hold, name="fetcher-ahead", daemon=True).start()
     try:
-        yield needed
+        yield taken_over
     finally:
-        needed.set()
+        taken_over.set()
 
 
 def _provisioner(manager: Mounts, access: AccessReader) -> Provisioner:
@@ -130,15 +132,6 @@ def _provisioner(manager: Mounts, access: AccessReader) -> Provisioner:
     from csi.provisioner import Provisioner
 
     return Provisioner(pinner=MountingPinner(manager), access=access, annotations=CLAIMS.annotations)
-
-
-def needed(value: str | None, option: str, example: str) -> str:
-    """Raises InvalidRequest where neither option nor file says it."""
-    if value:
-        return value
-    raise InvalidRequest(
-        f"{option} is missing", where="csi", fix=f"give it ({example}), or write it into weightless.toml"
-    )
 
 
 def _directory(option: Path | None, configured: str | None, default: Path) -> Path:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
+from structlog.typing import EventDict
 
 from fuse import keeper, wire
 from fuse.errors import Unavailable
@@ -119,6 +121,26 @@ def test_without_its_standing_keeper_a_holder_goes_on(here: Place) -> None:
         until(lambda: client.names() == [mount_id], "and filled")
         client.close()
         manager.close(keep=False)
+
+
+def test_a_standing_keeper_that_comes_a_little_later_is_no_fault(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its pod does at an installation: the log says once that it is awaited, and when it is there. One that stays away is."""
+    path = here.box.run / "keeper.sock"
+    with capture_logs() as logs:
+        manager = here.manager(keeper=path)
+        until(lambda: len(told(logs)) == 1, "it is awaited")
+        with standing_keeper(path):
+            until(lambda: manager.totals().keeper_up, "it is there")
+            assert [("info", "keeper_awaited"), ("info", "keeper_found")] == told(logs)
+            monkeypatch.setattr("fuse.mounting.keeping.EXTERNAL_LIMIT_S", 0.3)
+        until(lambda: ("error", "keeper_not_there") in told(logs), "its absence is a fault")
+        assert [("warning", "keeper_gone"), ("info", "keeper_awaited"), ("error", "keeper_not_there")] == told(logs)[2:]
+        manager.close(keep=False)
+
+
+def told(logs: list[EventDict]) -> list[tuple[str, str]]:
+    """What was said of the keeper, and how loudly."""
+    return [(entry["log_level"], entry["event"]) for entry in logs if entry["event"].startswith("keeper")]
 
 
 def test_a_start_waits_for_a_standing_keeper_that_may_hold_its_mounts(here: Place) -> None:

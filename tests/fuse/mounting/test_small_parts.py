@@ -15,6 +15,7 @@ import pytest
 
 from fuse.errors import Conflict, InvalidConfig
 from fuse.mounting import process, rundir
+from fuse.mounting.absence import Absence
 from fuse.mounting.backoff import Backoff
 from fuse.mounting.watch import HUNG_UP, READABLE, Watch
 from tests.support.holders import zombies
@@ -31,6 +32,20 @@ def test_five_replacements_come_at_once_then_pauses_grow_to_five_seconds() -> No
     assert pauses[5:9] == [0.1, 0.2, 0.4, 0.8]
     assert pauses == sorted(pauses)
     assert max(pauses) == 5.0
+
+
+def test_a_keeper_is_awaited_before_it_is_missed() -> None:
+    """Once each, and again after ever longer times."""
+    absence = Absence(100.0, grace_s=30.0)
+    told = [(now, news) for now in range(100, 500) if (news := absence.news(now))]
+    assert [(100, "awaited"), (130, "missing"), (160, "missing"), (220, "missing"), (340, "missing")] == told
+    assert 5.0 == absence.length_s(105.0)
+
+
+def test_a_keeper_that_should_be_there_is_missed_at_once() -> None:
+    """And not told of at every look."""
+    absence = Absence(100.0, grace_s=0.0)
+    assert ["missing", 130] == [absence.news(100.0), next(now for now in range(101, 200) if absence.news(now))]
 
 
 def test_ten_seconds_of_service_start_the_backoff_over() -> None:
