@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 # Most of a test is waiting for processes to start and end: three at a time fill two processors.
 PYTEST_PROCESSES ?= 3
 
-.PHONY: help setup demo test conformance faults image-test cluster-test check manifests format bench clean
+.PHONY: help setup demo test conformance faults image-test cluster-test selinux-test check manifests format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ image-test: ## Build the image with buildah and run it, some five minutes; needs
 cluster-test: ## See a real kubelet use the driver, in the cluster of KUBECONFIG or in one made here; that needs root, and Go
 	@scripts/setup.sh cluster
 	@$(if $(KUBECONFIG),,$(AS_ROOT)) $(BIN)/python -m tests.cluster $(PYTEST_ARGS)
+
+selinux-test: ## Boot a machine that enforces SELinux, and let containers' domains read models there, ten minutes; needs root, QEMU, a Debian mirror
+	@scripts/setup.sh selinux
+	@$(AS_ROOT) $(BIN)/python -m tests.selinux $(PYTEST_ARGS)
 
 check: setup ## Formatting, lint, types, import rules, generated code and manifests
 	@$(BIN)/ruff format --check .

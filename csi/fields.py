@@ -10,6 +10,7 @@ from typing import Final
 
 from csi.pb import csi_pb2 as pb
 from fuse.errors import InvalidRequest
+from fuse.mounting import selinux
 
 CALLER: Final = "Kubernetes always sends it: correct what calls in its place"
 WHITE_SPACE: Final = frozenset("\t\n\r")
@@ -18,6 +19,7 @@ _MAX_ID_BYTES: Final = 1024
 """CSI says 128; kubelet sends volume handles of PersistentVolumes as they are, and lengths are no danger to us."""
 _HARMLESS_FLAGS: Final = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime"})
 """Mount options of a PersistentVolume that are in force anyway."""
+_CONTEXT: Final = "context="
 _CAPABILITY: Final = "volume_capability"
 
 
@@ -56,14 +58,36 @@ def capability(asked: pb.VolumeCapability) -> int:
         raise InvalidRequest(f"access mode {number} is not known", where=_CAPABILITY, fix="use ReadOnlyMany")
     if asked.HasField("block"):
         raise InvalidRequest("a model is not a block device", where=_CAPABILITY, fix="use volumeMode: Filesystem")
-    flags = [flag for flag in asked.mount.mount_flags if flag not in _HARMLESS_FLAGS]
+    flags = [flag for flag in asked.mount.mount_flags if flag not in _HARMLESS_FLAGS and not flag.startswith(_CONTEXT)]
+    label(asked)
     if flags:
         # The flags themselves may be sensitive (CSI), so they are not repeated.
         raise InvalidRequest(
             f"{len(flags)} of the mount options are not supported",
             where=_CAPABILITY,
-            fix=f"leave mountOptions out; harmless are {', '.join(sorted(_HARMLESS_FLAGS))}",
+            fix=f"leave mountOptions out but for an SELinux context=; harmless are {', '.join(sorted(_HARMLESS_FLAGS))}",
         )
     if asked.mount.volume_mount_group:
         raise InvalidRequest("volume_mount_group is not supported", where=_CAPABILITY, fix="use fsGroupPolicy: None")
     return int(asked.access_mode.mode)
+
+
+def label(asked: pb.VolumeCapability) -> str:
+    """The SELinux context among the mount options, or nothing: kubelet's (CSIDriver's seLinuxMount), or a PersistentVolume's.
+
+    Raises InvalidRequest for what is none, and for two that differ; like all flags they are not repeated.
+    """
+    given = {flag.removeprefix(_CONTEXT) for flag in asked.mount.mount_flags if flag.startswith(_CONTEXT)}
+    # kubelet writes quotes (util.AddSELinuxMountOption), for the comma between two categories.
+    found = {text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text for text in given}
+    where = f"{_CAPABILITY}, mount option {_CONTEXT}"
+    if len(found) > 1:
+        raise InvalidRequest(
+            f"{len(found)} SELinux contexts are asked for, and a mount has one",
+            where=where,
+            fix="leave context= out of mountOptions where CSIDriver.spec.seLinuxMount is true",
+        )
+    try:
+        return selinux.parse(found.pop()) if found else ""
+    except InvalidRequest as error:
+        raise error.again(where=where) from None

@@ -138,7 +138,7 @@ class Publisher:
         if record is not None and record.stage == "published":
             if record.parameters != request.parameters:
                 raise Conflict(
-                    f"volume {record.volume_id} is published there with other attributes, access mode or readonly",
+                    f"volume {record.volume_id} is published there with other attributes, mount options, access mode or readonly",
                     where=str(target.path),
                     fix="unpublish it first",
                 )
@@ -154,8 +154,8 @@ class Publisher:
             span.set("weightless.digest", artifact.digest)
             span.set("weightless.bytes_total", artifact.bytes_total)
             span.set("weightless.credentials.rung", admission.rung)
-        if request.attributes.native == "off":
-            artifact = replace(artifact, native=False)
+        native = artifact.native and request.attributes.native != "off"
+        artifact = replace(artifact, native=native, label=request.label or artifact.label)
         self._step(operation, "publish-resolved")
         if record is not None:
             self.undo(record)
@@ -171,6 +171,7 @@ class Publisher:
             verify=request.attributes.verify,
             parameters=request.parameters,
             native=artifact.native,
+            label=artifact.label,
             identity=mounts.identity_of(artifact, request.attributes.verify),
             bytes_total=artifact.bytes_total,
             files=artifact.files,
@@ -330,9 +331,9 @@ class Publisher:
     def _admitted_again(
         self, operation: Operation[None], record: VolumeRecord, given: Given, admission: Admission | None = None
     ) -> tuple[Admission, ResolvedArtifact]:
-        """Of a published volume. It stays the mount that it was, whatever is in the cache by now."""
+        """Of a published volume. It stays the mount that it was, whatever is in the cache or in the configuration by now."""
         admission, artifact = self._admitted(operation, record.pinned, given, record.view, admission)
-        return admission, replace(artifact, native=record.native)
+        return admission, replace(artifact, native=record.native, label=record.label)
 
     def _renew_with(self, operation: Operation[None], record: VolumeRecord, request: PublishRequest) -> None:
         """A repeated publish may bring newer credentials. It never harms the mount that is there: kubelet would take the volume

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csi import attributes, given
+from csi import attributes, fields, given
 from csi.attributes import Attributes
 from csi.fields import CALLER, capability, identifier, required
 from csi.pb import csi_pb2 as pb
@@ -42,6 +42,8 @@ class PublishRequest:
     readonly: bool
     secrets: Mapping[str, str] = field(repr=False)
     """As they came; see `given`."""
+    label: str = ""
+    """The SELinux context that the mount is to have; empty: the node's own setting."""
     said: Mapping[str, str] = field(repr=False, compare=False)
     """What kubelet says of the pod and its tokens: those of a repeated request may be newer."""
     pod: str = field(default="", compare=False)
@@ -67,6 +69,8 @@ class PublishRequest:
             content += (self.attributes.verify,)
         if self.attributes.native != "auto":
             content += (f"native={self.attributes.native}",)
+        if self.label:
+            content += (f"label={self.label}",)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
@@ -87,6 +91,7 @@ def publish(request: pb.NodePublishVolumeRequest, rules: TargetRules) -> Publish
         access_mode=mode,
         readonly=request.readonly,
         secrets=secrets,
+        label=fields.label(request.volume_capability),
         said=said,
         pod=pod.strip("/"),
     )

@@ -22,7 +22,7 @@ from fuse.errors import MountFailed, NoSpace
 from fuse.filesystem.table import View
 from fuse.spec import Prefetch, Verify
 
-VERSION: Final = 2
+VERSION: Final = 3
 NEEDS: Final = 1
 """The oldest version of this module that understands what this one writes (docs/ARCHITECTURE.md, Versions)."""
 
@@ -55,6 +55,8 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Whose credentials let it in (`fuse.credentials.given`); empty where that is not known. Since version 2."""
     native: bool = False
     """Of the shared mount: it was made to be shown by the kernel alone (`ResolvedArtifact.native`)."""
+    label: str = ""
+    """Of the shared mount: its SELinux context (`ResolvedArtifact.label`), asked for or the node's. Since version 3."""
     version: int = VERSION
     needs: int = NEEDS
 

@@ -55,11 +55,13 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     gid: int = 0
     native: bool = False
     """It was to be shown by the kernel alone, which turned out to be impossible."""
+    label: str = ""
+    """The SELinux context of all its files; empty: that of the file system."""
     version: int = VERSION
 
     @property
     def identity(self) -> str:
-        return identity(self.parts, self.verify, native=self.native)
+        return identity(self.parts, self.verify, native=self.native, label=self.label)
 
     @property
     def registry(self) -> str:
@@ -67,14 +69,18 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.parts[0].registry
 
 
-def identity(parts: tuple[Part, ...], verify: Verify = "lazy", *, native: bool = False) -> str:
+def identity(parts: tuple[Part, ...], verify: Verify = "lazy", *, native: bool = False, label: str = "") -> str:
     """A short name, safe as a file name, of what is shown: equal for equal repositories, digests, directories, views.
 
     A strict mount is another one: it would see the pages that the kernel keeps of what a lazy one has read. And so is a native
-    one: a pod that comes when everything is there shall have it, while others go on with FUSE.
+    one: a pod that comes when everything is there shall have it, while others go on with FUSE. A file system has one SELinux
+    label, so each label has its own.
     """
     content = (
-        msgspec.json.encode(parts) + (b"" if verify == "lazy" else verify.encode()) + (b"native" if native else b"")
+        msgspec.json.encode(parts)
+        + (b"" if verify == "lazy" else verify.encode())
+        + (b"native" if native else b"")
+        + (b"" if not label else b"label=" + label.encode())
     )
     return base64.b32encode(hashlib.sha256(content).digest()[:15]).decode().lower()
 

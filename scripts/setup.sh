@@ -2,7 +2,8 @@
 # Makes this machine ready to run, test and develop Weightless: system packages, a virtual environment in .venv, /dev/fuse.
 # Safe to run again, and quick when nothing is to be done. Packages are installed with apt where this is root or sudo is
 # at hand; on other systems they are named, and the script goes on as far as it can. `setup.sh bench` adds what draws the benchmarks,
-# `setup.sh image` what builds the image for its test, `setup.sh cluster` what a real cluster is made of.
+# `setup.sh image` what builds the image for its test, `setup.sh cluster` what a real cluster is made of, `setup.sh selinux` what
+# boots a machine with SELinux.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -57,7 +58,13 @@ missing_to_test() {
   has kubectl || echo kubernetes-client
   if [ "$extra" = image ] || [ "$extra" = cluster ]; then
     has buildah || echo buildah
+  fi
+  if [ "$extra" = image ] || [ "$extra" = cluster ] || [ "$extra" = selinux ]; then
     has debootstrap || echo debootstrap
+  fi
+  if [ "$extra" = selinux ]; then
+    has qemu-system-x86_64 || echo qemu-system-x86
+    has mke2fs || echo e2fsprogs
   fi
   if [ "$extra" = cluster ]; then
     has etcd || echo etcd-server

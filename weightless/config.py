@@ -46,6 +46,7 @@ remove-taint = ""       # a taint that the node loses once kubelet knows the dri
 [mount]
 without-resend = "wait"    # or "abort": on kernels before 6.9
 native = "auto"            # or "off": serve also what is whole in the cache by FUSE
+selinux-context = "system_u:object_r:container_file_t:s0"   # of mounted files, where SELinux is on; without it, the policy's
 ```
 
 An option of the command line goes before the file, the file before the default. A key that is not known is an error: a
@@ -68,6 +69,7 @@ from fuse.artifact.reference import Reference
 from fuse.credentials.given import PROVIDER_USER, RUNGS, Rung
 from fuse.errors import InvalidConfig, InvalidReference, InvalidRequest
 from fuse.fetch.limits import LEAST_BYTES_PER_S, RegistryLimits
+from fuse.mounting import selinux
 from fuse.spec import Native, Prefetch, Verify, WithoutResend
 from weightless.units import parse_size, size
 
@@ -200,6 +202,7 @@ class KubernetesSection(_Section, frozen=True, kw_only=True, rename="kebab", for
 class MountSection(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     without_resend: WithoutResend | None = None
     native: Native | None = None
+    selinux_context: str | None = None
 
 
 class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -236,6 +239,9 @@ class Config(_Section, frozen=True, kw_only=True, rename="kebab", forbid_unknown
             self.credentials.check()
         with _within("kubernetes.remove-taint"):
             _check_taint(self.kubernetes.remove_taint)
+        with _within("mount.selinux-context"):
+            if self.mount.selinux_context:
+                selinux.parse(self.mount.selinux_context)
         with _within("fetch"):
             _ = self.fetch.registries
             with _within("max-bandwidth"):

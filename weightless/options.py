@@ -20,6 +20,7 @@ import msgspec
 import typer
 
 from fuse.errors import WeightlessError
+from fuse.mounting import selinux
 from fuse.spec import Prefetch, Verify
 from weightless import console
 from weightless.config import Config, LogLevel, load
@@ -81,6 +82,15 @@ NativeOption = Annotated[
     NativeChoice | None,
     typer.Option(
         help="Let the kernel alone show what is whole in the cache (auto; needs root), or serve it by FUSE all the same (off).",
+        show_default=False,
+    ),
+]
+LabelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--selinux-context",
+        metavar="CONTEXT",
+        help="The SELinux context of all files, so that containers may read them: system_u:object_r:container_file_t:s0.",
         show_default=False,
     ),
 ]
@@ -175,6 +185,18 @@ def with_native(settings: Settings, choice: NativeOption) -> Settings:
     if choice is None:
         return settings
     mount = msgspec.structs.replace(settings.config.mount, native="off" if choice.value == "off" else "auto")
+    return msgspec.structs.replace(settings, config=msgspec.structs.replace(settings.config, mount=mount))
+
+
+def with_label(settings: Settings, label: LabelOption) -> Settings:
+    """The settings with a command's own option `--selinux-context`. Raises InvalidRequest, and Missing where SELinux is off."""
+    if label is None:
+        return settings
+    try:
+        selinux.option(selinux.parse(label))
+    except WeightlessError as error:
+        raise error.again(where="--selinux-context") from None
+    mount = msgspec.structs.replace(settings.config.mount, selinux_context=label)
     return msgspec.structs.replace(settings, config=msgspec.structs.replace(settings.config, mount=mount))
 
 

@@ -12,7 +12,7 @@ from fuse.credentials.ladder import Ladder
 from fuse.credentials.providers import Annotations, Providers
 from fuse.errors import InvalidConfig, InvalidRequest
 from fuse.filesystem.table import View
-from fuse.mounting import device, fusermount, overlay, rundir
+from fuse.mounting import device, fusermount, overlay, rundir, selinux
 from fuse.mounting.access import AccessReader
 from fuse.mounting.fetcher import FetcherClient
 from fuse.mounting.fetcher_start import FetcherSettings
@@ -69,11 +69,18 @@ def holder_settings(
         keeper=keeper,
         successor=successor,
         native=settings.config.mount.native or "auto",
+        label=selinux_label(settings),
         copy_out=copies_out(settings),
         native_dir=native_dir,
         spare_worker=spare_worker,
         without_resend=without_resend or settings.config.mount.without_resend or "wait",
     )
+
+
+def selinux_label(settings: Settings) -> str:
+    """What is mounted where nobody asks for another label. One setting is for all nodes, with SELinux and without."""
+    wanted = settings.config.mount.selinux_context or ""
+    return wanted if selinux.active() else ""
 
 
 def copies_out(settings: Settings) -> bool:

@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from fuse.errors import Conflict, InvalidRequest, Missing, MountFailed
+from fuse.mounting import selinux
 from fuse.mounting.mountinfo import FILE_SYSTEM_TYPE, SOURCE, MountTable, resolve
 
 _DEVICE: Final = "/dev/fuse"
@@ -93,24 +94,27 @@ def open_device() -> int:
         raise Missing(f"the FUSE device cannot be opened: {error.strerror}", where=_DEVICE, fix=fix) from None
 
 
-def mount(device: int, mountpoint: Path) -> None:
-    """Mounts the file system that `device` will serve. `mountpoint` is a real path, as `usable_mountpoint` gives it."""
+def mount(device: int, mountpoint: Path, label: str = "") -> None:
+    """Mounts the file system that `device` will serve. `mountpoint` is a real path, as `usable_mountpoint` gives it.
+
+    `label`: the SELinux context of all its files, or empty.
+    """
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
     # By descriptor, so that the directory cannot be exchanged for a link between check and use.
     directory = _open_directory(mountpoint)
     try:
         flags = _GUARDED | _MS_NOATIME
-        _mount(SOURCE, f"/proc/self/fd/{directory}", FILE_SYSTEM_TYPE, flags, options, shown=mountpoint)
+        _mount(SOURCE, f"/proc/self/fd/{directory}", FILE_SYSTEM_TYPE, flags, options, shown=mountpoint, label=label)
     finally:
         os.close(directory)
 
 
-def mount_file_system(kind: str, mountpoint: Path, options: str, *, writable: bool = False) -> None:
+def mount_file_system(kind: str, mountpoint: Path, options: str, *, writable: bool = False, label: str = "") -> None:
     """Mounts a file system of the kernel's own, `OVERLAY` or `TMPFS`, guarded as `mount` is. Raises MountFailed."""
     directory = _open_directory(mountpoint)
     try:
         flags = (_GUARDED & ~_MS_RDONLY if writable else _GUARDED) | _MS_NOATIME
-        _mount(SOURCE, f"/proc/self/fd/{directory}", kind, flags, options, shown=mountpoint)
+        _mount(SOURCE, f"/proc/self/fd/{directory}", kind, flags, options, shown=mountpoint, label=label)
     finally:
         os.close(directory)
 
@@ -240,14 +244,15 @@ def _open_directory(path: Path) -> int:
         raise MountFailed(f"the mount point cannot be used: {error.strerror}", where=str(path)) from None
 
 
-def _mount(source: str, target: str, kind: str, flags: int, options: str, *, shown: Path) -> None:
-    result = _libc.mount(
-        os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode()
-    )
+def _mount(source: str, target: str, kind: str, flags: int, options: str, *, shown: Path, label: str = "") -> None:
+    data = (options + selinux.option(label)).encode()
+    result = _libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), data)
     if result != 0:
         number = ctypes.get_errno()
-        fix = "mounting needs root with CAP_SYS_ADMIN" if number in (errno.EPERM, errno.EACCES) else ""
-        raise MountFailed(f"mount: {os.strerror(number)}", where=str(shown), fix=fix)
+        cause, fix = selinux.refused(number, label)
+        if not fix and number in (errno.EPERM, errno.EACCES):
+            fix = "mounting needs root with CAP_SYS_ADMIN"
+        raise MountFailed(f"mount: {cause or os.strerror(number)}", where=str(shown), fix=fix)
 
 
 def _users(mountpoint: Path, limit: int = 3) -> list[str]:

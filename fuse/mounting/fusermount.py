@@ -21,8 +21,11 @@ _OPTIONS: Final = "ro,nosuid,nodev,noexec,noatime,default_permissions,fsname=wei
 _LIMIT_S: Final = 20.0
 
 
-def mount(mountpoint: Path) -> int:
-    """Mounts at `mountpoint` and returns the device, which the caller owns."""
+def mount(mountpoint: Path, label: str = "") -> int:
+    """Mounts at `mountpoint` and returns the device, which the caller owns. `label` is empty, for fusermount3 takes none."""
+    if label:
+        fix = "mount as root, or leave --selinux-context (selinux-context in weightless.toml) away"
+        raise Missing("only root can mount with an SELinux context", where=label, fix=fix)
     program = _program()
     # fusermount3 speaks over a stream socket, and passes exactly one descriptor.
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -65,10 +65,10 @@ class Maker:
 
     def _mount(self, mount: Mount, undo: ExitStack) -> None:
         if mount.by_fusermount:
-            mount.device_fd = fusermount.mount(mount.mountpoint)
+            mount.device_fd = fusermount.mount(mount.mountpoint, mount.spec.label)
         else:
             mount.device_fd = device.open_device()
-            device.mount(mount.device_fd, mount.mountpoint)
+            device.mount(mount.device_fd, mount.mountpoint, mount.spec.label)
         undo.callback(self.unmount_anyhow, mount)
         entry = MountTable.read().at(mount.mountpoint)
         if entry is None or not entry.ours:

@@ -172,6 +172,7 @@ class MountManager:
             bytes_total=resolved.bytes_total,
             files=resolved.files,
             native=resolved.native and self.settings.native == "auto" and os.geteuid() == 0,
+            label=self.settings.label,
             proven_at=resolved.proven_at,
         )
 
@@ -200,6 +201,7 @@ class MountManager:
                 prefetch=prefetch,
                 verify=verify,
                 native=artifact.shown_natively(verify),
+                label=artifact.label,
                 uid=os.geteuid(),
                 gid=os.getegid(),
             ),

@@ -26,9 +26,11 @@ from fuse.mounting.worker import Worker
 from fuse.registry.access import Access
 from fuse.spec import MountSpec, Prefetch
 
-VERSION: Final = 2
+VERSION: Final = 3
 NEEDS: Final = 1
 """The oldest version of this module that understands what this one keeps (docs/ARCHITECTURE.md, Versions)."""
+NEEDS_WITH_LABEL: Final = 3
+"""The same, of a mount with an SELinux label: an older version, which does not know of it, would take the mount for an orphan."""
 _FDS: Final = 3
 _WORKER: Final = "worker"
 _MAX_STATE_BYTES: Final = 16 * 1024 * 1024
@@ -159,6 +161,7 @@ class Mount:
             by_fusermount=self.by_fusermount,
             uses=self.uses,
             more=() if worker is None else (_WORKER,),
+            needs=NEEDS_WITH_LABEL if self.spec.label else NEEDS,
         )
         more = [] if worker is None else [worker]
         try:

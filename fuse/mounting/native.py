@@ -158,7 +158,8 @@ class NativeMounts:
                 undo.callback(self._unpin, whole.pin)
                 checkpoint("kept")
                 copies = {Section(one.blob, one.offset, one.size): one.name for one in whole.copies}
-                overlay.mount(tree, whole.names, copies, self._settings.cache_dir / "blobs", real, self._scratch())
+                blobs_dir = self._settings.cache_dir / "blobs"
+                overlay.mount(tree, whole.names, copies, blobs_dir, real, self._scratch(), artifact.label)
                 undo.callback(device.unmount, real, lazy=True)
                 checkpoint("mounted")
                 entry = MountTable.read().at(real)

@@ -39,14 +39,21 @@ def kernel_can(release: str | None = None) -> bool:
 
 
 def mount(
-    tree: Tree, names: Sequence[str], copies: Mapping[Section, str], blobs_dir: Path, mountpoint: Path, scratch: Path
+    tree: Tree,
+    names: Sequence[str],
+    copies: Mapping[Section, str],
+    blobs_dir: Path,
+    mountpoint: Path,
+    scratch: Path,
+    label: str = "",
 ) -> None:
     """Shows `tree` at `mountpoint`.
 
     `names` are the places of its blobs below `blobs_dir`, as in "sha256/file"; each must be complete. `copies` are the places of
     those parts of them that are files of their own: the rest is copied into memory, and must not be much. `scratch` is an empty
-    directory of the caller's. Raises MountFailed, also where the kernel cannot (before 6.5, or when the cache lies on a file
-    system that cannot be a layer); nothing is left mounted then.
+    directory of the caller's. `label` is the SELinux context of all files, or empty; those of the cache keep theirs. Raises
+    MountFailed, also where the kernel cannot (before 6.5, or when the cache lies on a file system that cannot be a layer);
+    nothing is left mounted then.
     """
     _check(tree.table, names, copies)
     with ExitStack() as done:
@@ -58,7 +65,7 @@ def mount(
         except (OSError, OverflowError) as error:
             raise MountFailed(f"the tree cannot be made: {error}", where=str(mountpoint)) from error
         layers = f"lowerdir=/proc/self/fd/{meta}::/proc/self/fd/{blobs}"
-        device.mount_file_system(device.OVERLAY, mountpoint, f"{_FLAGS},{layers}")
+        device.mount_file_system(device.OVERLAY, mountpoint, f"{_FLAGS},{layers}", label=label)
 
 
 def _check(table: Table, names: Sequence[str], copies: Mapping[Section, str]) -> None:

@@ -32,6 +32,8 @@ class HolderSettings:
     or the connection is aborted, and the mount made anew for later users."""
     native: spec.Native = "off"
     """Whether `resolve` says of what is whole that it can be shown natively; needs root."""
+    label: str = ""
+    """The SELinux context of what is mounted for whoever names none; empty: none."""
     copy_out: bool = False
     """Whether parts of blobs that have to be files of their own for native mounts are made such, where there is room."""
     native_dir: Path | None = None
@@ -89,6 +91,8 @@ class ResolvedArtifact:
     files: int
     native: bool = False
     """It can be shown without a process of ours: everything is in the cache, complete and verified."""
+    label: str = ""
+    """The SELinux context that all files of its mount are to have; empty: what the node's policy says of such file systems."""
     proven_at: float | None = None
     """The registry could not be asked; by the offline policy a proof of that time (Unix) was good enough."""
 
@@ -104,7 +108,7 @@ class ResolvedArtifact:
 
     def identity_with(self, verify: spec.Verify) -> str:
         """The id of its mount that verifies so."""
-        return spec.identity(self.parts, verify, native=self.shown_natively(verify))
+        return spec.identity(self.parts, verify, native=self.shown_natively(verify), label=self.label)
 
     def shown_natively(self, verify: spec.Verify) -> bool:
         """A strict mount never is: nobody would compare what the disk gives with what was verified."""

@@ -99,6 +99,8 @@ class FakeManager:
         self.on_resolve: Callable[[str, threading.Event | None], None] = lambda _reference, _cancel: None
         self.on_acquire: Callable[[], None] = lambda: None
         self.condition = Health()
+        self.label = ""
+        """Of the node's configuration. Nothing is really mounted with a label."""
         self.resolved: list[tuple[str, bool]] = []
         """Each reference that was asked for, and whether credentials came with it."""
         self.passwords: set[str] = set()
@@ -140,6 +142,7 @@ class FakeManager:
             content=b"",
             bytes_total=4096,
             files=3,
+            label=self.label,
         )
 
     def acquire(

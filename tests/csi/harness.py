@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -102,9 +102,11 @@ class Kubelet:
         return self.node.NodeGetVolumeStats(request, timeout=10)
 
 
-def capability(mode: int = pb.VolumeCapability.AccessMode.MULTI_NODE_READER_ONLY) -> pb.VolumeCapability:
+def capability(
+    mode: int = pb.VolumeCapability.AccessMode.MULTI_NODE_READER_ONLY, *, flags: Sequence[str] = ()
+) -> pb.VolumeCapability:
     return pb.VolumeCapability(
-        mount=pb.VolumeCapability.MountVolume(), access_mode=pb.VolumeCapability.AccessMode(mode=mode)
+        mount=pb.VolumeCapability.MountVolume(mount_flags=flags), access_mode=pb.VolumeCapability.AccessMode(mode=mode)
     )
 
 

@@ -30,7 +30,7 @@ from fuse.mounting.mountinfo import MountTable
 from fuse.mounting.reasons import Reason
 from fuse.registry.access import Access
 from tests.csi.fakes import FakeAccess, FakeManager
-from tests.csi.harness import Kubelet, Place, code_of, create_request, publish_request, running
+from tests.csi.harness import Kubelet, Place, capability, code_of, create_request, publish_request, running
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.kernel
@@ -386,6 +386,31 @@ def test_a_mount_that_dies_is_mounted_again(place: Place, manager: FakeManager) 
         until(lambda: not kubelet.stats(target).volume_condition.abnormal, "it is healed")
         kubelet.unpublish(target)
         assert place.leftovers() == []
+
+
+def test_a_volume_is_mounted_again_with_the_label_that_it_had(place: Place) -> None:
+    """Its record has it, be it of the request or of a configuration that has another one by now."""
+    label = "system_u:object_r:container_file_t:s0"
+    first, second = place.target(volume="a"), place.target(volume="b")
+    before = FakeManager()
+    before.label = label
+    with running(place, before) as (plugin, kubelet):
+        kubelet.publish(first, volume_id="v1")
+        kubelet.publish(second, volume_id="v2", volume_capability=capability(flags=(f"context={label}:c1,c2",)))
+        identities = {record.identity for record in plugin._records.all()}
+    after = FakeManager()
+    with running(place, after) as (plugin, kubelet):
+        for target, name in ((first, "v1"), (second, "v2")):
+            until(lambda here=target, named=name: not _abnormal(kubelet, here, named), f"{name} is healed")  # type: ignore[misc]
+        assert set(after.mounts) == identities
+        assert {record.label for record in plugin._records.all()} == {label, f"{label}:c1,c2"}
+        kubelet.unpublish(first, volume_id="v1")
+        kubelet.unpublish(second, volume_id="v2")
+        assert place.leftovers() == []
+
+
+def _abnormal(kubelet: Kubelet, target: Path, volume_id: str) -> bool:
+    return bool(kubelet.stats(target, volume_id=volume_id).volume_condition.abnormal)
 
 
 def test_orphans_are_removed_at_the_start(place: Place) -> None:

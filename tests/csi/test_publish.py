@@ -449,3 +449,51 @@ def _with_targets(status, target: str):  # type: ignore[no-untyped-def]
     import msgspec
 
     return msgspec.structs.replace(status, targets=(target,))
+
+
+LABEL = "system_u:object_r:container_file_t:s0"
+
+
+def test_volumes_of_one_label_share_a_mount_and_of_two_do_not(place: Place, manager: FakeManager) -> None:
+    """A bind has its source's. Kubelet's goes before that of the node's configuration."""
+    manager.label = LABEL
+    volumes = {
+        "a": (),
+        "b": (f"context={LABEL}",),
+        "c": (f'context="{LABEL}:c1,c2"',),
+        "d": (f"context={LABEL}:c1,c2",),
+    }
+    with running(place, manager) as (_, kubelet):
+        for name, flags in volumes.items():
+            kubelet.publish(place.target(volume=name), volume_id=name, volume_capability=capability(flags=flags))
+        table = MountTable.read()
+        a, b, c, d = (table.at(place.target(volume=name)).device for name in volumes)  # type: ignore[union-attr]
+        assert a == b
+        assert c == d
+        assert a != c
+        assert len(manager.mounts) == 2
+        for name in volumes:
+            kubelet.unpublish(place.target(volume=name), volume_id=name)
+        assert place.leftovers() == []
+
+
+def test_a_published_volume_gets_no_other_label(place: Place, manager: FakeManager) -> None:
+    """The mount that is there stays what it is; a configuration that has changed is no other request."""
+    target, label = place.target(), capability(flags=(f'context="{LABEL}:c1,c2"',))
+    plain = place.target(volume="plain")
+    with running(place, manager) as (_, kubelet):
+        kubelet.publish(target, volume_capability=label)
+        kubelet.publish(plain, volume_id="plain")
+        before = {path: MountTable.read().at(path) for path in (target, plain)}
+        for other in (capability(), capability(flags=(f"context={LABEL}",))):
+            with pytest.raises(grpc.RpcError) as refused:
+                kubelet.publish(target, volume_capability=other)
+            assert code_of(refused.value) == grpc.StatusCode.ALREADY_EXISTS
+            assert "mount options" in details_of(refused.value)
+        manager.label = LABEL
+        kubelet.publish(target, volume_capability=label)
+        kubelet.publish(plain, volume_id="plain")
+        assert {path: MountTable.read().at(path) for path in (target, plain)} == before
+        kubelet.unpublish(target)
+        kubelet.unpublish(plain, volume_id="plain")
+        assert place.leftovers() == []

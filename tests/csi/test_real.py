@@ -14,8 +14,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from fuse.mounting import selinux
 from fuse.mounting.mountinfo import MountTable
-from tests.csi.harness import Kubelet, Place, running
+from tests.csi.harness import Kubelet, Place, capability, code_of, details_of, running
 from tests.csi.real import CONFIG, WEIGHTS, PluginProcess, access, model_registry, real_manager
 from tests.support.waiting import until
 
@@ -40,6 +41,19 @@ def test_a_pod_reads_the_model(place: Place, reference: str) -> None:
         assert kubelet.stats(target).usage[0].total == len(CONFIG) + len(WEIGHTS)
         assert not kubelet.stats(target).volume_condition.abnormal
         kubelet.unpublish(target)
+        assert place.leftovers() == []
+
+
+def test_a_label_is_refused_where_selinux_is_off(place: Place, reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a cure, before the kernel is asked for what it would only call invalid; nothing is left."""
+    monkeypatch.setattr(selinux, "active", lambda: False)
+    target = place.target()
+    label = capability(flags=(f"context={selinux.FOR_CONTAINERS}",))
+    with running(place, real_manager(place), access=access(place)) as (_, kubelet):
+        with pytest.raises(grpc.RpcError) as refused:
+            kubelet.publish(target, reference=reference, volume_capability=label)
+        assert code_of(refused.value) == grpc.StatusCode.FAILED_PRECONDITION
+        assert "leave the option context= out of mountOptions" in details_of(refused.value)
         assert place.leftovers() == []
 
 

@@ -284,3 +284,51 @@ def test_a_target_without_its_parent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MountFailed, match="parent must exist"):
         target.make()
     assert list(tmp_path.iterdir()) == []
+
+
+LABEL = "system_u:object_r:container_file_t:s0"
+
+
+def labelled(*flags: str) -> requests.PublishRequest:
+    return requests.publish(publish_request(TARGET, volume_capability=capability(flags=flags)), RULES)
+
+
+def test_a_context_among_the_mount_options_is_the_label() -> None:
+    """With kubelet's quotes and without, beside harmless options; what is asked for twice is one."""
+    with_quotes, without = f'context="{LABEL}:c1,c2"', f"context={LABEL}:c1,c2"
+    for flags in ((with_quotes,), (without,), ("ro", with_quotes, without, "noexec")):
+        assert labelled(*flags).label == f"{LABEL}:c1,c2"
+    assert labelled("ro").label == ""
+
+
+def test_a_repeated_publish_with_another_label_is_another_request() -> None:
+    """The quotes are no part of it; without a label, a request is what it was for earlier versions."""
+    first = labelled(f'context="{LABEL}:c1,c2"')
+    assert first.parameters == labelled(f"context={LABEL}:c1,c2").parameters
+    others = [labelled(), labelled(f"context={LABEL}"), labelled(f"context={LABEL}:c1,c3")]
+    assert len({request.parameters for request in (first, *others)}) == 4
+    assert labelled("ro").parameters == requests.publish(publish_request(TARGET), RULES).parameters
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("context=canary",),
+        ("context=",),
+        (f'context="{LABEL}',),
+        (f'context="{LABEL}",uid=canary',),
+        (f'context="{LABEL}",allow_other="canary"',),
+        (f"context={LABEL},canary",),
+        (f"context={LABEL}", f"context={LABEL}:c1,canary"),
+        (f"fscontext={LABEL}",),
+        (f"defcontext={LABEL}",),
+        (f"rootcontext={LABEL}",),
+        (f"Context={LABEL}",),
+    ],
+)
+def test_a_context_that_is_none_is_refused(flags: tuple[str, ...]) -> None:
+    """Whoever writes a PersistentVolume gives the kernel no other options that way; nothing of it is repeated."""
+    with pytest.raises(InvalidRequest) as caught:
+        labelled(*flags)
+    assert caught.value.where.startswith("volume_capability")
+    assert "canary" not in str(caught.value)

@@ -13,6 +13,7 @@ import yaml
 
 from csi.identity import DRIVER_NAME
 from fuse.errors import WeightlessError
+from fuse.mounting import selinux
 from fuse.registry.hosts import load_access
 from tests.deploy.chart import CASES, CHART, PROMETHEUS, ROOT, VALUES, Helm, Objects
 from weightless import __version__, config
@@ -83,6 +84,21 @@ def test_every_value_arrives(full: Objects, tmp_path: Path) -> None:
     assert plugin.certs_dir == controller.certs_dir == "/etc/weightless/certs.d"
     assert controller.cache_dir is None
     assert controller.node == config.NodeSection()
+
+
+def test_openshift_has_the_label_of_containers(helm: Helm, full: Objects, tmp_path: Path) -> None:
+    """Its nodes enforce SELinux. Elsewhere it is said, and `config` keeps what else it says of mounts."""
+    assert _configurations(full, tmp_path)["weightless.toml"].mount.selinux_context == selinux.FOR_CONTAINERS
+    assert full.one("CSIDriver")["spec"]["seLinuxMount"] is True
+
+    own = "system_u:object_r:model_t:s0"
+    said = helm.objects("full", f"seLinuxContext={own}")
+    assert _configurations(said, tmp_path)["weightless.toml"].mount == config.MountSection(
+        native="off", without_resend="abort", selinux_context=own
+    )
+    default = helm.objects("default")
+    assert _configurations(default, tmp_path)["weightless.toml"].mount.selinux_context is None
+    assert default.one("CSIDriver")["spec"]["seLinuxMount"] is False
 
 
 def test_the_schema_knows_the_keys_of_the_configuration() -> None:
@@ -159,6 +175,8 @@ def test_the_schema_knows_the_sizes_that_the_driver_knows(text: str) -> None:
         ("metrics.port=70000", "/metrics/port"),
         ("priorityClass.value=2000000000", "/priorityClass/value"),
         ("controller.replicas=0", "/controller/replicas"),
+        ("seLinuxContext=container_file_t", "/seLinuxContext"),
+        ("csiDriver.seLinuxMount=often", "/csiDriver/seLinuxMount"),
         ("storageClasses[0].name=x", "reference"),
         ("fullnameOverride=Model_Driver", "/fullnameOverride"),
         ("node.resources.limits.memory=true", "/node/resources/limits/memory"),

@@ -34,6 +34,7 @@ class Node:
         """Options of `csi` itself."""
         self.environment: dict[str, str] = {}
         """Beyond the sandbox's own."""
+        self.start_limit_s = 30.0
         self.process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
         self.socket.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ class Node:
         )
         self.identity = csi_pb2_grpc.IdentityStub(self._channel)
         self.node = csi_pb2_grpc.NodeStub(self._channel)
-        until(self._ready, "the node plugin is ready", within_s=30)
+        until(self._ready, "the node plugin is ready", within_s=self.start_limit_s)
         return self
 
     def stop(self) -> None:

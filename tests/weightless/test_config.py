@@ -86,6 +86,8 @@ def test_an_unknown_key_is_an_error_that_names_file_key_and_the_known_ones(write
         ('[registry]\nallowed = ["a.b/c:latest"]', "registry.allowed: 'a.b/c:latest' is no pattern"),
         ('[registry]\nallowed = ["a.b/*"]', "registry.allowed: 'a.b/*' is no pattern"),
         ('[registry]\nallowed = "a.b"', "registry.allowed"),
+        ('[mount]\nselinux-context = "container_file_t"', "mount.selinux-context: it is no SELinux context"),
+        ("[mount]\nselinux-context = 1", "mount.selinux-context"),
         ("cache = 1", "cache"),
         ("prefetch = ", "is not TOML"),
     ],

@@ -14,6 +14,7 @@ import pytest
 
 from fuse.errors import NotFound as Gone
 from fuse.errors import Unauthenticated, Unavailable, WeightlessError
+from fuse.mounting import selinux
 from fuse.mounting.mountinfo import MountTable, parse
 from fuse.mounting.status import Health, MountStatus
 from fuse.registry.access import Access, Credential, Endpoint
@@ -78,6 +79,18 @@ def test_what_mounting_needs() -> None:
     assert states(system.overlay("nodev\ttmpfs\n\text4\n", root=True)) == ["warning"]
     assert states(system.overlay("nodev\toverlay\n", root=True)) == ["ok"]
     assert states(system.overlay("", root=False)) == ["skipped"]
+
+
+def test_labels() -> None:
+    """Where SELinux is, models want one, and one that the policy has."""
+    seen, label = system.SELinux, selinux.FOR_CONTAINERS
+    assert states(system.labels(seen(active=False), label)) == ["skipped"]
+    assert states(system.labels(seen(active=True, enforcing=True), "")) == ["warning"]
+    assert states(system.labels(seen(active=True, enforcing=None), "")) == ["warning"]
+    assert states(system.labels(seen(active=True, known=True), label)) == ["ok"]
+    assert states(system.labels(seen(active=True, known=None), label)) == ["ok"]
+    assert states(system.labels(seen(active=True, known=False), label)) == ["broken"]
+    assert label in system.labels(seen(active=True), "").cure
 
 
 def test_clocks() -> None:

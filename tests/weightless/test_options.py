@@ -9,7 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fuse.errors import InvalidRequest
+from fuse.errors import InvalidRequest, WeightlessError
+from fuse.mounting import selinux
 from weightless import options
 from weightless.app import app
 from weightless.options import Given, command, settle
@@ -177,3 +178,26 @@ def test_help_does_not_import_what_only_commands_need():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert "[]" == result.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("label", "words"), [("container_file_t", "no SELinux context"), ("a:b:c:s0", "SELinux is off")]
+)
+def test_a_label_that_cannot_be_given_is_told_at_once(monkeypatch, label, words):
+    """Before anything is started, and by the name of the option."""
+    monkeypatch.setattr(selinux, "active", lambda: False)
+
+    with pytest.raises(WeightlessError, match=f"^--selinux-context: .*{words}"):
+        options.with_label(settle(Given()), label)
+
+
+def test_a_label_goes_before_that_of_the_file(monkeypatch, tmp_path):
+    """Without it the file's holds."""
+    monkeypatch.setattr(selinux, "active", lambda: True)
+    path = tmp_path / "weightless.toml"
+    path.write_text('[mount]\nnative = "off"\nselinux-context = "a:b:c:s0"\n')
+    settings = settle(Given(config=path))
+
+    assert "a:b:c:s0" == options.with_label(settings, None).config.mount.selinux_context
+    mount = options.with_label(settings, "a:b:d:s0").config.mount
+    assert ("off", "a:b:d:s0") == (mount.native, mount.selinux_context)

@@ -10,7 +10,7 @@ import pytest
 from fuse.errors import InvalidConfig
 from fuse.fetch.limits import RegistryLimits
 from fuse.fetch.settings import FetcherSettings
-from fuse.mounting import overlay
+from fuse.mounting import overlay, selinux
 from weightless import config, wiring
 from weightless.options import Settings
 
@@ -84,3 +84,15 @@ def test_copies_are_made_where_native_mounts_can_be(
     file.write_text(text)
     settings = Settings(cache_path="/c", certs_path=None, config=config.load(file))
     assert expected == wiring.holder_settings(settings, tmp_path, name="n", log_to_stderr=False).copy_out
+
+
+@pytest.mark.parametrize(("active", "expected"), [(True, selinux.FOR_CONTAINERS), (False, "")])
+def test_a_label_is_for_nodes_with_selinux(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, active: bool, expected: str
+) -> None:
+    """One configuration is for all nodes."""
+    monkeypatch.setattr(selinux, "active", lambda: active)
+    file = tmp_path / "weightless.toml"
+    file.write_text(f'[mount]\nselinux-context = "{selinux.FOR_CONTAINERS}"\n')
+    settings = Settings(cache_path="/c", certs_path=None, config=config.load(file))
+    assert wiring.holder_settings(settings, tmp_path, name="n", log_to_stderr=False).label == expected

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from weightless.cli.parameters import Directory, Exclude, ExcludeWeights, Json, Reference, directory_of
-from weightless.options import FLAG, NativeOption, Settings, command, with_native
+from weightless.options import FLAG, LabelOption, NativeOption, Settings, command, with_label, with_native
 
 app = typer.Typer()
 
@@ -21,6 +21,7 @@ def mount(
     exclude: Exclude = None,
     exclude_weights: ExcludeWeights = False,
     native: NativeOption = None,
+    selinux_context: LabelOption = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", metavar=FLAG, help="Stay, log here, unmount on Ctrl-C.")
     ] = False,
@@ -33,7 +34,7 @@ def mount(
     from weightless.commands.mount import run
 
     run(
-        with_native(settings, native),
+        with_label(with_native(settings, native), selinux_context),
         reference,
         directory_of(directory),
         exclude=tuple(exclude or ()),

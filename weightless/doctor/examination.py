@@ -26,7 +26,7 @@ from fuse import wire
 from fuse.cache.layout import examine
 from fuse.errors import WeightlessError
 from fuse.fetch.protocol import SOCKET_NAME
-from fuse.mounting import control, rundir
+from fuse.mounting import control, rundir, selinux
 from fuse.mounting.mountinfo import MountTable, resolve
 from fuse.registry.transport import Transport
 from weightless import wiring
@@ -57,6 +57,7 @@ def examine_node(settings: Settings, reference: str | None) -> Iterator[Finding]
         ("FUSE device", lambda: [_fuse_device(_FUSE)]),
         ("fusermount3", lambda: [_fusermount(root=root)]),
         ("rights", lambda: [system.rights(_effective_capabilities(), root=root)]),
+        ("SELinux", lambda: [_labels(settings.config.mount.selinux_context or "")]),
         ("open files", lambda: [system.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])]),
         ("clock", lambda: [system.clock(time.time(), synchronised=_clock_is_synchronised())]),
         ("propagation", lambda: [_propagation(kubelet_dir, table)]),
@@ -107,6 +108,12 @@ def _fusermount(*, root: bool) -> Finding:
 def _effective_capabilities() -> str:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("CapEff:")), "")
+
+
+def _labels(label: str) -> Finding:
+    active = selinux.active()
+    known = selinux.knows(label) if active and label else None
+    return system.labels(system.SELinux(active, selinux.enforcing(), known), label)
 
 
 def _clock_is_synchronised() -> bool | None:

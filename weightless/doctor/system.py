@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from fuse.mounting import selinux
 from fuse.mounting.mountinfo import MountTable
 from weightless.doctor.finding import Finding, broken, ok, skipped, warning
 
@@ -35,6 +36,13 @@ FEATURES: Final = (
     Feature("id-mapped FUSE mounts", (6, 12), 'pods with hostUsers: false cannot be served'),
 )  # fmt: skip
 _LEAST: Final = (5, 4)
+
+
+class SELinux(NamedTuple):
+    active: bool
+    enforcing: bool | None = None
+    known: bool | None = None
+    """Whether the policy has the label that is configured; None: it cannot be asked."""
 
 
 def kernel(release: str) -> Iterator[Finding]:
@@ -109,6 +117,26 @@ def rights(effective: str, *, root: bool) -> Finding:
     if not capabilities >> _CAP_SYS_ADMIN & 1:
         return broken("rights", "root has no CAP_SYS_ADMIN here, and may not mount", "run the container privileged")
     return ok("rights", "root may mount")
+
+
+def labels(seen: SELinux, label: str) -> Finding:
+    """Whether containers may read what is mounted. `label`: selinux-context of the configuration, or empty."""
+    check = "SELinux"
+    if not seen.active:
+        return skipped(check, "it is off")
+    mode = {True: "enforcing", False: "permissive", None: "on"}[seen.enforcing]
+    if label and seen.known is False:
+        return broken(
+            check, f"the policy of this node has no {label}: nothing can be mounted", f"use {selinux.FOR_CONTAINERS}"
+        )
+    if label:
+        return ok(check, f"{mode}; models are mounted as {label}")
+    return warning(
+        check,
+        f"{mode}, and models have no label: kubelet has native mounts relabelled, which fails, and containers may be denied",
+        f'selinux-context = "{selinux.FOR_CONTAINERS}" in [mount] (seLinuxContext of the chart), unless kubelet gives labels '
+        "(csiDriver.seLinuxMount)",
+    )
 
 
 def open_files(hard_limit: int) -> Finding:

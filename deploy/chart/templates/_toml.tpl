@@ -43,6 +43,11 @@ number to TOML. Call weightless.tomlTable with (list PATH MAP): plain keys first
 {{- toYaml $own }}
 {{- end }}
 
+{{- /* OpenShift's nodes enforce SELinux, and have this label. */}}
+{{- define "weightless.seLinuxContext" -}}
+{{- .Values.seLinuxContext | default (ternary "system_u:object_r:container_file_t:s0" "" .Values.openshift) }}
+{{- end }}
+
 {{- /* What this chart decides goes over what `config` says. */}}
 {{- define "weightless.config" -}}
 {{- $own := include "weightless.commonConfig" . | fromYaml }}
@@ -53,6 +58,9 @@ number to TOML. Call weightless.tomlTable with (list PATH MAP): plain keys first
 {{- $node := dict "kubelet-dir" .Values.kubeletDir "state-dir" .Values.stateDir }}
 {{- if .Values.metrics.enabled }}{{ $_ := set $node "metrics-address" (printf ":%d" (int .Values.metrics.port)) }}{{ end }}
 {{- if .Values.keeper.enabled }}{{ $_ := set $node "keeper" (printf "unix://%s/keeper.sock" .Values.keeper.socketDir) }}{{ end }}
+{{- with include "weightless.seLinuxContext" . }}
+{{- $_ := set $own "mount" (set (get $own "mount" | default dict) "selinux-context" .) }}
+{{- end }}
 {{- with int .Values.node.maxVolumes }}{{ $_ := set $node "max-volumes" . }}{{ end }}
 {{- $_ := set $own "node" $node }}
 {{- $kubernetes := dict }}

@@ -22,7 +22,8 @@ from fuse import keeper, wire
 from fuse.errors import Unavailable
 from fuse.mounting import device, keeper_client
 from fuse.mounting.keeper_client import KeeperClient
-from fuse.mounting.mount import Kept
+from fuse.mounting.mount import Kept, Mount, from_kept
+from fuse.spec import MountSpec, Part
 from tests.support import holderprocess
 from tests.support.adminfetcher import content_of
 from tests.support.cli import COMMAND
@@ -386,3 +387,17 @@ def test_a_keeper_starts_a_successor_five_times_at_once_and_then_waits(here: Pla
     client.drop("mount")
     client.close(wait=True)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("label", "needs"), [("", 1), ("a:b:c:s0", 3)])
+def test_what_has_a_label_is_kept_for_who_knows_of_labels(label: str, needs: int) -> None:
+    """An older version would give the mount another name, and take it for an orphan."""
+    parts = (Part(registry="r", digest="sha256:0"),)
+    spec = MountSpec(parts=parts, table="sha256:1", reference="r/m@sha256:0", label=label)
+    mount = Mount(spec=spec, mountpoint=Path("/m"), bytes_total=1, by_fusermount=False)
+    (state,) = mount.keepsakes()
+    kept = msgspec.json.decode(wire.read_whole(state, 1 << 20), type=Kept)
+    device_fd, table_fd = (os.open(os.devnull, os.O_RDONLY) for _ in range(2))
+    found = from_kept([device_fd, state, table_fd])
+    found.close()
+    assert (kept.needs, found.id, found.spec.label) == (needs, mount.id, label)

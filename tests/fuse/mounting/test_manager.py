@@ -437,3 +437,21 @@ def test_no_secret_is_in_the_status(here: Place) -> None:
     manager = here.manager()
     here.mount(manager)
     assert b"access" not in msgspec.json.encode(manager.statuses())
+
+
+def test_each_label_has_a_mount_that_the_kernel_is_told_of(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the configuration, for who asks for none; equal ones are shared."""
+    told, real = [], device.mount
+
+    def mount(fd: int, mountpoint: Path, label: str = "") -> None:
+        told.append(label)
+        real(fd, mountpoint)
+
+    monkeypatch.setattr(device, "mount", mount)
+    manager = here.manager(label="a:b:c:s0")
+    artifact = manager.resolve(REFERENCE, ACCESS, View())
+    for number, label in enumerate(("a:b:c:s0", "a:b:c:s0:c1,c2", "a:b:c:s0")):
+        asked = replace(artifact, label=label) if number == 1 else artifact
+        manager.acquire(asked, here.box.directory(f"m{number}"), prefetch="none", grant=f"g{number}", access=ACCESS)
+    assert told == ["a:b:c:s0", "a:b:c:s0:c1,c2"]
+    assert [("g0", "g2"), ("g1",)] == [status.grants for status in manager.statuses()]

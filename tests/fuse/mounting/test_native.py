@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,17 @@ def test_a_record_that_cannot_be_written_undoes_the_mount(here: Here, monkeypatc
     monkeypatch.undo()
     here.close(mounts, keep=True)
     assert [] == here.left()
+
+
+def test_the_label_is_that_of_the_overlay_and_not_of_its_tree(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tree is nobody's to read but the overlay's."""
+    label, told, real = "a:b:c:s0", [], device.mount_file_system
+
+    def mount(kind: str, mountpoint: Path, options: str, *, label: str = "", **more: Any) -> None:
+        told.append((kind, label))
+        real(kind, mountpoint, options, **more)
+
+    monkeypatch.setattr(device, "mount_file_system", mount)
+    mounts = here.mounts()
+    mounts.acquire("m1", replace(ARTIFACT, label=label), here.path, grant="user", checkpoint=lambda _: None)
+    assert told == [(device.TMPFS, ""), (device.OVERLAY, label)]
