@@ -24,6 +24,7 @@ class Driver:
 
     def until_ready(self) -> None:
         """Returns when each pod of the newest kind is ready, and kubelet knows the driver on each node that has one."""
+        assert self.plugins()
         # Images may have to be pulled.
         for kind in ("daemonset", "deployment"):
             self._until(lambda kind=kind: self._all_ready(kind), f"each {kind} is ready", within_s=600)
@@ -35,10 +36,15 @@ class Driver:
         found = self.kubernetes.list("pods", namespace=NAMESPACE, selector=component)
         return [pod for pod in found if node in ("", pod["spec"].get("nodeName"))]
 
+    def plugins(self) -> Object:
+        """The DaemonSet of the node plugin."""
+        found = self.kubernetes.list("daemonset", namespace=NAMESPACE, selector=NODE_PLUGIN)
+        assert len(found) == 1, f"the namespace {NAMESPACE} has {len(found)} DaemonSets of node plugins"
+        return found[0]
+
     def placement(self) -> Object:
         """Which nodes have a plugin, in the words of a pod's spec."""
-        [plugins] = self.kubernetes.list("daemonset", namespace=NAMESPACE, selector=NODE_PLUGIN)
-        spec = plugins["spec"]["template"]["spec"]
+        spec = self.plugins()["spec"]["template"]["spec"]
         return {name: spec[name] for name in ("affinity", "nodeSelector") if name in spec}
 
     def replace_pod(self, component: str, *, node: str) -> None:

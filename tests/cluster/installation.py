@@ -110,9 +110,8 @@ class Chart:
         try:
             if self.clean:
                 self.upgrade("cleanup.enabled=true")
-                self.kubernetes.run(
-                    "rollout", "status", "-n", NAMESPACE, "daemonset/weightless-cleanup", "--timeout=2m"
-                )
+                cleanup = ["daemonset", "-l", "app.kubernetes.io/component=cleanup", "--timeout=2m"]
+                self.kubernetes.run("rollout", "status", "-n", NAMESPACE, *cleanup, within_s=180)
         finally:
             self.run("uninstall", "weightless", "--namespace", NAMESPACE, "--ignore-not-found", "--wait")
             self.kubernetes.delete([_NAMESPACE])

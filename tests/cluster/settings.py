@@ -12,7 +12,7 @@ import yaml
 
 PREFIX: Final = "WEIGHTLESS_CLUSTER_"
 RUNS: Final = "WEIGHTLESS_CLUSTER"
-"""Set by `python -m tests.cluster`; without it the tests of this directory are not collected."""
+"""Set by `python -m tests.cluster`; without it the tests that need a cluster are not collected."""
 
 NAMESPACE: Final = "weightless-test"
 """Where the tests' pods are. It is the tests' own: it must not be there before, and goes with all that is in it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cluster.conftest import Cluster, Started
-from tests.cluster.installation import NAMESPACE, Chart
+from tests.cluster.installation import Chart
 from tests.cluster.workloads import LOOP
 
 pytestmark = pytest.mark.timeout(1800)
@@ -36,10 +36,9 @@ def test_a_cleanup_under_a_pod_is_refused(chart: Chart, started: Started, cluste
     cluster.rounds(reader, more_than=1)
     with pytest.raises(AssertionError, match=f"end them first: .*{reader}"):
         chart.upgrade("cleanup.enabled=true")
-    assert cluster.kubernetes.get("daemonset", "weightless-node", namespace=NAMESPACE)
+    assert cluster.driver.plugins()
     cluster.rounds(reader, more_than=2)
 
 
 def _configuration(cluster: Cluster) -> str:
-    plugins = cluster.kubernetes.get("daemonset", "weightless-node", namespace=NAMESPACE)
-    return str(plugins["spec"]["template"]["metadata"]["annotations"]["weightless.dev/configuration"])
+    return str(cluster.driver.plugins()["spec"]["template"]["metadata"]["annotations"]["weightless.dev/configuration"])
