@@ -7,6 +7,7 @@ started. Arguments go to pytest.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
         archives = _images(Path(directory), programs.build())
         subprocess.run(["scripts/helm.sh"], stdout=subprocess.DEVNULL, check=True)
         logs = Path(tempfile.mkdtemp(prefix="weightless-cluster-logs-"))
-        os.environ[own.IMAGES] = os.pathsep.join(map(str, archives))
+        os.environ[own.IMAGES] = json.dumps({name: str(path) for name, path in archives.items()})
         code = machine.run([sys.executable, "-m", "tests.cluster.own", *arguments], logs=logs)
     if code == 0:
         subprocess.run(["rm", "-r", str(logs)], check=True)
@@ -53,8 +54,8 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _images(directory: Path, built: programs.Programs) -> list[Path]:
-    """All that the manifests ask for, and what nobody asks for by name."""
+def _images(directory: Path, built: programs.Programs) -> dict[str, Path]:
+    """All that the manifests ask for, and what nobody asks for by name: archives by the names of images."""
     wanted = _names(rendered(built.kubernetes / "kubectl", MANIFESTS))
     busybox = Path("/bin/busybox")
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
@@ -67,8 +68,8 @@ def _images(directory: Path, built: programs.Programs) -> list[Path]:
         program = given if given.exists() else built.sidecars / built_as
         print(f"cluster-test: {wanted[image]} is {program}", flush=True)
         small[wanted[image]] = ({image: program}, [f"/{image}"])
-    archives = [
-        images.write_image(
+    archives = {
+        name: images.write_image(
             directory / f"{number}.tar",
             name=name,
             files=files,
@@ -78,8 +79,9 @@ def _images(directory: Path, built: programs.Programs) -> list[Path]:
             entrypoint=entrypoint,
         )
         for number, (name, (files, entrypoint)) in enumerate(small.items())
-    ]
-    return [*archives, _driver_image(directory / "driver.tar", wanted["weightless"])]
+    }
+    driver = wanted["weightless"]
+    return {**archives, driver: _driver_image(directory / "driver.tar", driver)}
 
 
 def _names(objects: list[Object]) -> dict[str, str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,17 @@ class Registries:
     mirror: DockerRegistry
     """Of the open one's content, on the node's loopback."""
     sums: str
+
+    def image(self, name: str) -> str:
+        """Where `keep_images` puts an image, without its tag."""
+        return f"{self.private.host}/images/{name}"
+
+    def keep_images(self, archives: Mapping[str, Path]) -> None:
+        """Puts OCI archives into the private registry, by the last part of their images' names."""
+        for name, path in archives.items():
+            target = f"docker://{self.image(name.rpartition('/')[2])}"
+            options = ["--quiet", "--preserve-digests", *self.private.skopeo_options("dest")]
+            subprocess.run(["skopeo", "copy", *options, f"oci-archive:{path}", target], check=True)
 
     def mirrored(self) -> int:
         """How many blobs the mirror has been asked for."""
