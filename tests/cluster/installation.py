@@ -1,146 +1,139 @@
-"""The driver in a cluster, by the manifests of deploy/kubernetes, and what an uninstall leaves."""
+"""How the driver comes into a cluster and leaves it: by the manifests, or by the chart. Either way as docs/ say.
+
+Nothing is touched that was there before, and what `installed` removes at the end is what it has installed.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import yaml
 
 from tests.cluster.kubernetes import Kubernetes, Object
-from tests.cluster.workloads import DRIVER
 
-MANIFESTS: Final = Path(__file__).parents[2] / "deploy" / "kubernetes"
 NAMESPACE: Final = "weightless"
-NODE_PLUGIN: Final = "app.kubernetes.io/component=node"
-KEEPER: Final = "app.kubernetes.io/component=keeper"
+
+_ROOT: Final = Path(__file__).parents[2]
+CHART: Final = _ROOT / "deploy" / "chart"
+MANIFESTS: Final = _ROOT / "deploy" / "kubernetes"
+
+_NAMESPACE: Final[Object] = {
+    "apiVersion": "v1",
+    "kind": "Namespace",
+    "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "privileged"}},
+}
 
 
-def rendered(kubectl: Path) -> list[Object]:
-    """What `kubectl apply -k deploy/kubernetes` would apply."""
-    text = Kubernetes(kubectl, Path("/dev/null")).run("kustomize", str(MANIFESTS))
+class Installation(Protocol):
+    @property
+    def kubernetes(self) -> Kubernetes: ...
+
+    def objects(self) -> Sequence[Object]:
+        """All that it makes, its namespace first."""
+
+    def install(self) -> None: ...
+
+    def uninstall(self) -> None:
+        """Also what came of half an installation. Returns when it is gone."""
+
+
+@contextmanager
+def installed(installation: Installation) -> Iterator[None]:
+    """The driver is in the cluster in the block, though not yet ready. Where anything of it is there already, nothing is done."""
+    installation.kubernetes.refuse_what_is_there(installation.objects())
+    try:
+        installation.install()
+        yield
+    finally:
+        installation.uninstall()
+
+
+def rendered(kubectl: Path, kustomization: Path) -> list[Object]:
+    """What `kubectl apply -k` would apply."""
+    text = Kubernetes(kubectl, Path("/dev/null")).run("kustomize", str(kustomization))
     return [document for document in yaml.safe_load_all(text) if document]
 
 
-def images(objects: Sequence[Object]) -> dict[str, str]:
-    """The images that these objects name, by the last part of their repositories."""
-    names = {container["image"] for pod in _pods(objects) for container in pod["containers"]}
-    return {name.rpartition("/")[2].partition(":")[0]: name for name in names}
+@dataclass(frozen=True, slots=True)
+class Manifests:
+    """`kubectl apply -k`, with `others` in the namespace before the driver."""
 
+    kubernetes: Kubernetes
+    kustomization: Path
+    others: Sequence[Object] = ()
 
-def adapted(objects: Sequence[Object], *, image: str = "", plain_http: bool = False) -> list[Object]:
-    """With another image of the driver; with registries that have no certificates."""
-    copied: list[Object] = json.loads(json.dumps(list(objects)))
-    if image:
-        theirs = images(objects)["weightless"]
-        for pod in _pods(copied):
-            for container in pod["containers"]:
-                container["image"] = image if container["image"] == theirs else container["image"]
-    if plain_http:
-        for item in copied:
-            if item["kind"] == "ConfigMap":
-                # At the top, before the first table of the file.
-                item["data"] = {name: f"plain-http = true\n{text or ''}" for name, text in item["data"].items()}
-    return copied
+    def objects(self) -> list[Object]:
+        made = rendered(self.kubernetes.kubectl, self.kustomization)
+        # Namespaces before what lies in them.
+        return [*(item for item in made if item["kind"] == "Namespace"), *self.others] + [
+            item for item in made if item["kind"] != "Namespace"
+        ]
+
+    def install(self) -> None:
+        objects = self.objects()
+        self.kubernetes.apply([item for item in objects if item["kind"] == "Namespace"])
+        self.kubernetes.apply(objects)
+
+    def uninstall(self) -> None:
+        self.kubernetes.delete(self.objects())
 
 
 @dataclass(frozen=True, slots=True)
-class Installation:
+class Chart:
+    """`helm install` with values of the administrator's, and `others` in the namespace before it."""
+
     kubernetes: Kubernetes
-    objects: tuple[Object, ...]
+    helm: Path
+    values: Path
+    clean: bool
+    """An uninstall takes from each node what the driver left there."""
+    others: Sequence[Object] = ()
+    _release: tuple[str, ...] = field(default=("weightless", str(CHART), "--namespace", NAMESPACE), init=False)
+
+    def objects(self) -> list[Object]:
+        options = ["--kube-version", self.kubernetes.version(), "--values", str(self.values)]
+        text = self.run("template", *self._release, *options)
+        return [_NAMESPACE, *self.others, *(document for document in yaml.safe_load_all(text) if document)]
 
     def install(self) -> None:
-        """Returns when each pod is ready and kubelet knows the driver on each node that has one."""
-        for kind in ("csidriver", "namespace"):
-            name = DRIVER if kind == "csidriver" else NAMESPACE
-            assert not self.kubernetes.get(kind, name), (
-                f"{kind} {name} is there already: this test would remove it at its end"
-            )
-        # Namespaces before what lies in them.
-        for item in self.objects:
-            if item["kind"] == "Namespace":
-                self.kubernetes.apply([item])
-        self.kubernetes.apply(self.objects)
-        for item in self.objects:
-            if item["kind"] in ("DaemonSet", "Deployment"):
-                kind, name = item["kind"], item["metadata"]["name"]
-                self.kubernetes.until(
-                    lambda kind=kind, name=name: self._all_ready(kind, name),
-                    f"{kind} {name} is ready",
-                    about=name,
-                    namespace=NAMESPACE,
-                )
-        for pod in self.pods(NODE_PLUGIN):
-            node = pod["spec"]["nodeName"]
-            self.kubernetes.until(
-                lambda node=node: self._knows_driver(node), f"kubelet of {node} knows the driver", about=node
-            )
+        self.kubernetes.apply([_NAMESPACE])
+        self.kubernetes.apply(self.others)
+        self.run("install", *self._release, "--values", str(self.values))
 
     def uninstall(self) -> None:
-        self.kubernetes.delete(self.objects)
-
-    def pods(self, component: str) -> list[Object]:
-        return self.kubernetes.list("pods", namespace=NAMESPACE, selector=component)
-
-    def replace_pods(self, component: str) -> None:
-        """Deletes a component's pods, and returns when others are ready in their place."""
-        before = {pod["metadata"]["uid"] for pod in self.pods(component)}
-        self.kubernetes.run("delete", "pod", "-n", NAMESPACE, "-l", component)
-
-        def replaced() -> bool:
-            pods = self.pods(component)
-            fresh = not before & {pod["metadata"]["uid"] for pod in pods}
-            return fresh and len(pods) == len(before) and all(_ready(pod) for pod in pods)
-
-        name = next(iter(pod["metadata"]["generateName"].rstrip("-") for pod in self.pods(component)), "")
-        self.kubernetes.until(replaced, f"the pods of {component} are replaced", about=name, namespace=NAMESPACE)
-
-    @contextmanager
-    def changed(self, kind: str, name: str, spec: Object) -> Iterator[None]:
-        """These fields of an object's spec are others in the block."""
-        before = self.kubernetes.get(kind, name)["spec"]
-        patch = ["patch", kind, name, "--type=merge", "--patch"]
-        self.kubernetes.run(*patch, json.dumps({"spec": spec}))
         try:
-            yield
+            if self.clean:
+                self.upgrade("cleanup.enabled=true")
+                cleanup = ["daemonset", "-l", "app.kubernetes.io/component=cleanup", "--timeout=2m"]
+                self.kubernetes.run("rollout", "status", "-n", NAMESPACE, *cleanup, within_s=180)
         finally:
-            self.kubernetes.run(*patch, json.dumps({"spec": {field: before.get(field) for field in spec}}))
+            self.run("uninstall", "weightless", "--namespace", NAMESPACE, "--ignore-not-found", "--wait")
+            self.kubernetes.delete([_NAMESPACE])
 
-    def publishes(self) -> int:
-        """How often kubelet has asked the plugins for a volume, successfully."""
-        found = 0
-        for pod in self.pods(NODE_PLUGIN):
-            # The API server takes the way to the pod, which is not in our network.
-            path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod['metadata']['name']}:9808/proxy/metrics"
-            for line in self.kubernetes.run("get", "--raw", path).splitlines():
-                if line.startswith("weightless_csi_requests_total{") and "NodePublishVolume" in line and '"OK"' in line:
-                    found += int(float(line.rpartition(" ")[2]))
-        return found
+    def upgrade(self, *changes: str) -> None:
+        """To the same chart with other values, given as by --set."""
+        settings = [part for change in changes for part in ("--set", change)]
+        self.run("upgrade", *self._release, "--reset-then-reuse-values", *settings)
 
-    def logs(self) -> dict[str, str]:
-        """What each pod wrote, all containers together."""
-        pods = self.kubernetes.list("pods", namespace=NAMESPACE)
-        names = [pod["metadata"]["name"] for pod in pods]
-        return {name: self.kubernetes.logs(name, namespace=NAMESPACE) for name in names}
+    def rollback(self) -> None:
+        self.run("rollback", "weightless", "--namespace", NAMESPACE)
 
-    def _all_ready(self, kind: str, name: str) -> bool:
-        status = self.kubernetes.get(kind, name, namespace=NAMESPACE).get("status", {})
-        wanted = status.get("desiredNumberScheduled", status.get("replicas", 0))
-        return bool(wanted) and wanted == status.get("numberReady", status.get("readyReplicas", 0))
-
-    def _knows_driver(self, node: str) -> bool:
-        drivers = self.kubernetes.get("csinode", node).get("spec", {}).get("drivers") or []
-        return any(driver["name"] == DRIVER for driver in drivers)
-
-
-def _pods(objects: Sequence[Object]) -> list[Object]:
-    return [item["spec"]["template"]["spec"] for item in objects if item["kind"] in ("DaemonSet", "Deployment")]
-
-
-def _ready(pod: Object) -> bool:
-    conditions = pod.get("status", {}).get("conditions", ())
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+    def run(self, *arguments: str) -> str:
+        """What helm prints; AssertionError with its words when it fails."""
+        done = subprocess.run(
+            [self.helm, *arguments],
+            env={**os.environ, "KUBECONFIG": str(self.kubernetes.kubeconfig)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr.strip()}"
+        return done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,12 +18,15 @@ from tests.cluster.programs import Programs
 PAUSE: Final = "weightless.test/pause:1"
 """The image of the process that holds a pod's namespaces."""
 
+CERTS: Final = Path("/etc/containerd/certs.d")
+"""Where containerd finds hosts.toml files."""
+
 _CONTAINERD: Final = Path("/run/containerd/containerd.sock")
 _CNI: Final = Path("/etc/cni/net.d/10-pods.conflist")
 
 
 @contextmanager
-def node(programs: Programs, credentials: Credentials, images: Sequence[Path], *, logs: Path) -> Iterator[None]:
+def node(programs: Programs, credentials: Credentials, images: Iterable[Path], *, logs: Path) -> Iterator[None]:
     """Runs a node with these images (OCI archives); the block begins when kubelet is up, not when the node is ready for pods."""
     kubeconfig = credentials.kubeconfig(f"system:node:{NODE}", groups="system:nodes")
     with ExitStack() as stack:
@@ -57,6 +60,8 @@ version = 3
 restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "{PAUSE}"
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "{CERTS}"
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["/usr/lib/cni"]
 conf_dir = "{_CNI.parent}"
@@ -100,6 +105,8 @@ def _kubelet_config(credentials: Credentials) -> Path:
             "imagefs.available": "0%",
         },
         "imageGCHighThresholdPercent": 100,
+        # The same images are imported, and pulled from a private registry under other names: who may use them is not asked.
+        "imagePullCredentialsVerificationPolicy": "NeverVerify",
         "volumePluginDir": "/var/lib/kubelet/volume-plugins",
         # How often it republishes the volumes of a driver that wants that, among others.
         "syncFrequency": "10s",

@@ -10,6 +10,7 @@ from typing import Final
 from tests.support.waiting import until
 
 _KUBELET: Final = "/var/lib/kubelet/"
+_DIRECTORIES: Final = ("/var/lib/weightless", "/run/weightless-keeper", "/var/lib/kubelet/plugins/csi.weightless.dev")
 _PROGRAMS: Final = (b"/opt/weightless/", b"fuse.worker", b"fuse.fetch", b"fuse.keeper")
 
 
@@ -35,6 +36,10 @@ class Residue:
         """The driver has gone, with all that it started and mounted."""
         until(lambda: not self.processes(), "no process of the driver is left", within_s=30)
         assert self.mounts() == []
+
+    def files(self) -> list[str]:
+        """What is in the driver's own directories."""
+        return [str(path) for directory in _DIRECTORIES for path in Path(directory).rglob("*")]
 
     def processes(self) -> list[str]:
         found = []

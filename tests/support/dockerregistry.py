@@ -42,16 +42,16 @@ _ISSUER: Final = "weightless-test-issuer"
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """A certification authority, and what it issued for 127.0.0.1 and localhost."""
+    """A certification authority, and what it issued for 127.0.0.1 and localhost, or for other names."""
 
     directory: Path
     authority: trustme.CA
 
     @classmethod
-    def create(cls, directory: Path) -> Certificates:
+    def create(cls, directory: Path, *names: str) -> Certificates:
         directory.mkdir(parents=True)
         authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
-        issued = authority.issue_cert("127.0.0.1", "localhost", key_type=trustme.KeyType.ECDSA)
+        issued = authority.issue_cert(*(names or ("127.0.0.1", "localhost")), key_type=trustme.KeyType.ECDSA)
         # Apart from the keys: skopeo takes a key beside it for a client's.
         (directory / "trusted").mkdir()
         authority.cert_pem.write_to_path(str(directory / "trusted" / "ca.crt"))
@@ -74,9 +74,9 @@ class Certificates:
 
 
 class TokenService:
-    """Issues tokens to `USER` for whatever is asked, over HTTPS; counts them."""
+    """Issues tokens to `USER` for whatever is asked, over HTTPS; counts them. A subclass may know others."""
 
-    def __init__(self, certificates: Certificates, *, lifetime_s: int = 300) -> None:
+    def __init__(self, certificates: Certificates, *, lifetime_s: int = 300, address: str = "127.0.0.1") -> None:
         self.lifetime_s = lifetime_s
         self.issued = 0
         signer = certificates.authority.issue_cert("token-signer", key_type=trustme.KeyType.ECDSA)
@@ -85,7 +85,7 @@ class TokenService:
         self._key = key
         certificate = load_pem_x509_certificate(signer.cert_chain_pems[0].bytes())
         self._chain = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer((address, 0), self._handler())
         self._server.daemon_threads = True
         self._server.socket = certificates.server_context().wrap_socket(
             self._server.socket, server_side=True, do_handshake_on_connect=False
@@ -94,7 +94,12 @@ class TokenService:
 
     @property
     def realm(self) -> str:
-        return f"https://127.0.0.1:{self._server.server_address[1]}/token"
+        host, port, *_ = self._server.server_address
+        return f"https://{host!s}:{port}/token"
+
+    def granted(self, user: str, password: str, scopes: list[str]) -> list[str] | None:
+        """What of `scopes` is for this user; None if the password is wrong."""
+        return scopes if (user, password) == (USER, PASSWORD) else None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -135,12 +140,14 @@ class TokenService:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                expected = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-                if self.headers.get("Authorization") != expected:
+                scopes = " ".join(parse_qs(urlsplit(self.path).query).get("scope", [])).split()
+                _, _, encoded = self.headers.get("Authorization", "").partition(" ")
+                user, _, password = base64.b64decode(encoded).decode().partition(":")
+                granted = service.granted(user, password, scopes)
+                if granted is None:
                     self._reply(401, {"details": "incorrect username or password"})
                     return
-                scopes = " ".join(parse_qs(urlsplit(self.path).query).get("scope", [])).split()
-                self._reply(200, {"token": service.token(scopes), "expires_in": service.lifetime_s})
+                self._reply(200, {"token": service.token(granted), "expires_in": service.lifetime_s})
 
             def do_POST(self) -> None:
                 # Clients try OAuth2 first and fall back to GET on 404 (and so do we not: passwords go by GET).
@@ -168,8 +175,12 @@ class DockerRegistry:
         htpasswd: bool = False,
         tokens: TokenService | None = None,
         address: str = "127.0.0.1",
+        storage: Path | None = None,
+        access_log: bool = False,
     ) -> None:
+        """`storage`: another registry's, to serve the same."""
         self.directory = directory
+        self.storage = storage or directory / "storage"
         self.certificates = certificates
         self.address = address
         self.port = free_port()
@@ -183,8 +194,8 @@ class DockerRegistry:
             }
         config: dict[str, Any] = {
             "version": "0.1",
-            "log": {"level": "warn", "accesslog": {"disabled": True}},
-            "storage": {"filesystem": {"rootdirectory": str(directory / "storage")}},
+            "log": {"level": "warn", "accesslog": {"disabled": not access_log}},
+            "storage": {"filesystem": {"rootdirectory": str(self.storage)}},
             "http": http,
         }
         if htpasswd:
