@@ -30,9 +30,10 @@ conformance: setup ## Run csi-sanity, the real program, and show its report (and
 faults: setup ## Run the fault suite in full: half an hour of kills, upgrades and faults under readers; needs root
 	@$(AS_ROOT) env WEIGHTLESS_FAULTS=full $(BIN)/pytest -o faulthandler_timeout=0 tests/faults $(PYTEST_ARGS)
 
-image-test: ## Build the image with buildah and run it, some five minutes; needs root, and a Debian mirror
-	@scripts/setup.sh image
-	@$(AS_ROOT) env WEIGHTLESS_IMAGE=build $(BIN)/pytest -o faulthandler_timeout=0 tests/deploy/test_image.py $(PYTEST_ARGS)
+image-test: ## Build the image with buildah, three times, and run it; PLATFORM=linux/arm64 emulates another processor; needs root
+	@scripts/setup.sh $(if $(PLATFORM),emulation)
+	@$(AS_ROOT) env WEIGHTLESS_IMAGE=full WEIGHTLESS_IMAGE_PLATFORM=$(PLATFORM) \
+		$(BIN)/pytest -o faulthandler_timeout=0 tests/deploy/test_image.py $(PYTEST_ARGS)
 
 cluster-test: ## See a real kubelet use the driver, in the cluster of KUBECONFIG or in one made here; that needs root, and Go
 	@scripts/setup.sh cluster

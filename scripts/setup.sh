@@ -2,8 +2,8 @@
 # Makes this machine ready to run, test and develop Weightless: system packages, a virtual environment in .venv, /dev/fuse.
 # Safe to run again, and quick when nothing is to be done. Packages are installed with apt where this is root or sudo is
 # at hand; on other systems they are named, and the script goes on as far as it can. `setup.sh bench` adds what draws the benchmarks,
-# `setup.sh image` what builds the image for its test, `setup.sh cluster` what a real cluster is made of, `setup.sh selinux` what
-# boots a machine with SELinux.
+# `setup.sh emulation` what builds the image for another processor, `setup.sh cluster` what a real cluster is made of,
+# `setup.sh selinux` what boots a machine with SELinux.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -35,7 +35,7 @@ has_python_headers() {
 # ---- system packages ----
 
 # What is missing for running (fuse3; a compiler, pkg-config and headers, since pyfuse3 comes as source) and for the tests
-# (a registry and a pusher that are not ours, a TLS tool, ip).
+# (a registry and a pusher that are not ours, a TLS tool, ip, what builds the image).
 missing_to_run() {
   has fusermount3 || echo fuse3
   works pkg-config --exists fuse3 || echo libfuse3-dev pkg-config
@@ -56,11 +56,12 @@ missing_to_test() {
   has strace || echo strace
   has curl || echo curl
   has kubectl || echo kubernetes-client
-  if [ "$extra" = image ] || [ "$extra" = cluster ]; then
-    has buildah || echo buildah
-  fi
-  if [ "$extra" = image ] || [ "$extra" = cluster ] || [ "$extra" = selinux ]; then
-    has debootstrap || echo debootstrap
+  has buildah || echo buildah
+  # Only root's PATH leads there.
+  has debootstrap || [ -x /usr/sbin/debootstrap ] || echo debootstrap
+  if [ "$extra" = emulation ]; then
+    # Of another processor than this one.
+    has qemu-aarch64-static || has qemu-x86_64-static || echo qemu-user-static
   fi
   if [ "$extra" = selinux ]; then
     has qemu-system-x86_64 || echo qemu-system-x86

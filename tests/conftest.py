@@ -42,11 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     That is the tests of a file, and the whole fault suite, which is not to disturb itself.
     """
-    slow_first = ["faults", "e2e"]
-    items.sort(key=lambda item: (*slow_first, _folder(item)).index(_folder(item)))
+    slow_first = ["faults", "test_image.py", "e2e"]
+    items.sort(key=lambda item: min((slow_first.index(name) for name in _names(item) if name in slow_first), default=9))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("faults" if _folder(item) == "faults" else item.nodeid.split("::")[0]))
+        item.add_marker(pytest.mark.xdist_group("faults" if "faults" in _names(item) else item.nodeid.split("::")[0]))
 
 
-def _folder(item: pytest.Item) -> str:
-    return item.path.parent.name
+def _names(item: pytest.Item) -> tuple[str, str]:
+    """Of its folder and its file."""
+    return item.path.parent.name, item.path.name
