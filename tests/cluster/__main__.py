@@ -19,7 +19,7 @@ from tests.cluster import images, machine, own, programs, settings
 from tests.cluster.installation import MANIFESTS, rendered
 from tests.cluster.kubernetes import Object
 from tests.cluster.node import PAUSE
-from tests.deploy.image import BASE, Buildah
+from tests.deploy.image import Buildah
 
 SIDECARS: Final = "WEIGHTLESS_CLUSTER_SIDECARS"
 """A directory with programs that are taken in place of those that are built here; those that it does not have are."""
@@ -96,8 +96,7 @@ def _driver_image(archive: Path, name: str) -> Path:
     print("cluster-test: building the driver's image", flush=True)
     (programs.CACHE / "images").mkdir(parents=True, exist_ok=True)
     buildah = Buildah(programs.CACHE / "images", kept=True)
-    if not buildah("images", "--quiet", f"--filter=reference={BASE}"):
-        buildah.make_base()
+    buildah.make_base()
     # Named, the layers of the first stage stay for the next time, when what has no name is thrown away.
     buildah.build("localhost/weightless:build-stage", stage="build")
     buildah.build("localhost/weightless:cluster-test")
