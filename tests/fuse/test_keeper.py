@@ -197,6 +197,10 @@ def test_a_successor_is_tried_again_where_no_descriptor_can_be_had(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The keeper holds what nobody else has, so it must not die of having no room for one more."""
+    spawn, started = os.posix_spawn, []
+    monkeypatch.setattr(
+        os, "posix_spawn", lambda *given, **named: started.append(spawn(*given, **named)) or started[-1]
+    )
     program = tmp_path / "program"
     program.write_text(json.dumps({"argv": [shutil.which("true")], "env": {}}))
     serving = keeper.Keeper(wire.listen(tmp_path / "socket"))
@@ -210,8 +214,9 @@ def test_a_successor_is_tried_again_where_no_descriptor_can_be_had(
     revival.replaces(revival)
     serving._selector.close()
     serving._listener.close()
-    with suppress(ChildProcessError):
-        os.wait()
+    assert len(started) == (call == "os.pidfd_open")
+    for pid in started:
+        os.waitpid(pid, 0)
 
 
 def _no_room(*_: object) -> int:

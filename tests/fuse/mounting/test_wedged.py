@@ -50,8 +50,19 @@ def finish(reading: subprocess.Popen[str]) -> str:
 
 
 def stop(pid: int | None) -> None:
+    """Returns when each thread has stopped: until then, one could take a request, of which only the kernel knows then."""
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    until(lambda: all(_state(task) in "TZ" for task in tasks.iterdir()), f"all threads of {pid} have stopped")
+
+
+def _state(task: Path) -> str:
+    """proc_pid_stat(5): the field after the command, which is in parentheses. Z for a thread that has just ended."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
 
 
 def kill(pid: int | None) -> None:
