@@ -22,7 +22,7 @@ demo: setup ## Mount a real model from a small registry of its own, through the 
 	@$(AS_ROOT) $(BIN)/weightless demo
 
 test: setup ## Run all tests; those that mount need root and are skipped without it
-	@$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(BIN)/pytest -n $(PYTEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 conformance: setup ## Run csi-sanity, the real program, and show its report (and build/csi-sanity-*.xml, JUnit); needs root, and Go
 	@$(AS_ROOT) env WEIGHTLESS_REPORTS=build $(BIN)/pytest -s tests/csi/test_sanity_program.py $(PYTEST_ARGS)

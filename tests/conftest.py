@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling, Scheduling
 
 pytest_plugins = ["tests.support.faulttable"]
 
@@ -38,16 +40,27 @@ def _kernel_prerequisites(request: pytest.FixtureRequest) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest goes first, so that no process is alone with it in the end; and what `--dist loadgroup` keeps together.
-
-    That is the tests of a file, and the whole fault suite, which is not to disturb itself.
-    """
+    """What takes longest goes first, so that no process is alone with it in the end."""
     slow_first = ["faults", "test_image.py", "e2e"]
-    items.sort(key=lambda item: min((slow_first.index(name) for name in _names(item) if name in slow_first), default=9))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("faults" if "faults" in _names(item) else item.nodeid.split("::")[0]))
+    items.sort(
+        key=lambda item: min(
+            (slow_first.index(name) for name in (item.path.parent.name, item.path.name) if name in slow_first),
+            default=9,
+        )
+    )
 
 
-def _names(item: pytest.Item) -> tuple[str, str]:
-    """Of its folder and its file."""
-    return item.path.parent.name, item.path.name
+class _Together(LoadFileScheduling):
+    """`--dist loadfile`: the tests of a file run in one process, and so does all of the fault suite, lest it disturb itself.
+
+    Groups by marks (`--dist loadgroup`) are lost on the way from pytest 9.2 to xdist 3.8.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return "faults" if file.startswith("tests/faults/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling | None:
+    return _Together(config, log) if config.getvalue("dist") == "loadfile" else None
