@@ -198,9 +198,8 @@ class Keeper:
         if pid is not None:
             try:
                 self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
-            except (
-                OSError
-            ):  # no descriptors: if it does not come, another is started; of two, one finds the other's lock
+            except OSError:
+                # No descriptors: if it does not come, another is started; of two, one finds the other's lock.
                 revival.lost()
         return 0.0 if revival.due is not None else None
 

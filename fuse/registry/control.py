@@ -119,11 +119,8 @@ class ControlClient:
             response = self._client.send(request, stream=True)
         except _BROKEN as error:
             raise _unavailable(error, route.authority, limit_s) from error
-        except (
-            httpx.HTTPError,
-            httpx.InvalidURL,
-            ValueError,
-        ) as error:  # of names that are none (IDNAError), and headers
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            # The last is of names that are none (IDNAError), and of headers.
             raise Unavailable(f"cannot ask: {type(error).__name__}", where=route.authority) from error
         finally:
             self._patience.until = math.inf

@@ -99,9 +99,8 @@ def explanation(reply: Reply, secrets: Sequence[str] = ()) -> str:
 
 def clean(text: str, secrets: Sequence[str] = ()) -> str:
     """`text` of a stranger on one line, without control characters, URLs' secrets and ours, and not long."""
-    for secret in sorted(
-        filter(None, secrets), key=len, reverse=True
-    ):  # a part of another one must not be cut out first
+    # The longest first: a part of another one must not be cut out before it.
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "…")
     text = scrub(" ".join("".join(c if c.isprintable() else " " for c in text[: 4 * _MAX_SHOWN]).split()))
     return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 1] + "…"
